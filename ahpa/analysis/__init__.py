@@ -1,0 +1,1 @@
+"""Floor 3: what a run has learnt: the router's policy, the cost of a model."""

@@ -1,0 +1,1 @@
+"""Floor 1: the diffusion transformers and what conditions them."""

@@ -1,0 +1,1 @@
+"""Floor 1: where targets come from, and the autoencoders that make latents."""

@@ -1,0 +1,1 @@
+"""Floor 1: routers weigh the levels of a prior into one target."""
