@@ -1,0 +1,65 @@
+"""What a model costs: parameters of each part, and forward multiply-accumulates in both countings of the field.
+
+Papers print "GFLOPs" that are multiply-accumulates (MACs). Counted with attention's two matrix products SiT-XL/2 has
+118.6 GMAC, without them (as fvcore does with fused attention) 114.5; the two must not be compared.
+"""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def attention_macs(model) -> int:
+    """Multiply-accumulates of one image's attention products: 2 N^2 D a block."""
+    backbone = model.backbone
+    tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    return 2 * backbone.depth * tokens * tokens * backbone.hidden_size
+
+
+def backbone_macs(backbone) -> int:
+    """Multiply-accumulates of one image's forward pass, attention's products included; counted without computing."""
+    import copy
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    shadow = copy.deepcopy(backbone).to("meta")
+    side = shadow.input_size
+    x = {"image": torch.zeros(1, shadow.in_channels, side, side, device="meta")}
+    t, label = torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        shadow(x, t, label)
+    return counter.get_total_flops() // 2
+
+
+def parameter_counts(model) -> dict[str, int]:
+    """Trainable parameters: the backbone, and each kind of part summed over the alignments."""
+    parts = {"backbone": count(model.backbone)}
+    for alignment in model.alignments.values():
+        parts["router"] = parts.get("router", 0) + count(alignment.router)
+        parts["projector"] = parts.get("projector", 0) + count(alignment.projector)
+        critics = sum(count(criterion) for criterion in alignment.criteria.values())
+        if critics:
+            parts["criteria"] = parts.get("criteria", 0) + critics
+    return parts
+
+
+def cost_report(model, *, short: bool = False) -> str:
+    """Parameters (of the backbone, the router, the projector) and forward GMACs, one line or several."""
+    parts = {name: f"{value / 1e6:.3f} M" for name, value in parameter_counts(model).items()}
+    both = backbone_macs(model.backbone) / 1e9
+    bare = both - attention_macs(model) / 1e9
+    if short:
+        shown = ", ".join(f"{name} {value}" for name, value in parts.items())
+        return f"{shown} parameters; backbone forward {both:.2f} GMAC an image ({bare:.2f} without attention products)"
+    lines = [f"{name + ' parameters':24s}{value}" for name, value in parts.items()]
+    lines.append(f"{'forward GMAC an image':24s}{both:.3f} with attention's products, {bare:.3f} without")
+    lines.append(f"{'taps':24s}{', '.join(str(tap) for tap in sorted(model.taps)) or 'none'} of {model.backbone.depth}")
+    for name, alignment in model.alignments.items():
+        groups = getattr(alignment.router, "groups", {})
+        shown = "; ".join(f"{group}: {', '.join(levels)}" for group, levels in groups.items())
+        lines.append(f"{'alignment ' + name:24s}block {alignment.tap} <- {alignment.source} ({shown})")
+    return "\n".join(lines)

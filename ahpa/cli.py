@@ -1,0 +1,123 @@
+"""What the tools do, as functions: assemble a config from the command line, train, dry-run, sample."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from . import demo
+from .analysis.cost import cost_report
+from .engine import config as configs
+from .engine.plain import to_plain
+from .registry import DATASETS, UserError, build
+
+
+def training_config(args):
+    """The checked config of tools/train.py's arguments. Raises ConfigError before data or weights are touched."""
+    cfg = configs.load(args.config)
+    if args.data:
+        cfg["train_dataloader"]["dataset"] = image_folder(cfg, args.data)
+    if args.demo:
+        configs.check_keys(cfg)
+        demo.overlay(cfg, keep_data=bool(args.data))
+    if args.vae:
+        cfg["model"]["tokenizer"] = dict(type="KLAutoencoder", source=args.vae)
+    if args.max_iters is not None:
+        cfg["train_cfg"]["max_iters"] = args.max_iters
+    if args.seed is not None:
+        cfg["randomness"] = {**(cfg.get("randomness") or {}), "seed": args.seed}
+    for option in args.cfg_options:
+        configs.set_option(cfg, option)
+    cfg["launcher"] = args.launcher
+    name = Path(args.config).stem + ("_demo" if args.demo else "")
+    cfg["work_dir"] = args.work_dir or cfg.get("work_dir") or f"work_dirs/{name}"
+    configs.check_config(cfg)
+    if args.data and not args.dry_run:
+        fit_classes(cfg)
+    return cfg
+
+
+def image_folder(cfg, root):
+    """The config's data set with another root, or an ImageFolder with the resolution of the model."""
+    return dict(type="ImageFolder", root=root, resolution=cfg["model"].get("resolution", 256),
+                flip=cfg["train_dataloader"]["dataset"].get("flip", False))  # fmt: skip
+
+
+def fit_classes(cfg):
+    """With --data the number of classes is that of the folders."""
+    names = build(DATASETS, cfg["train_dataloader"]["dataset"], where="train_dataloader.dataset").classes
+    backbone = cfg["model"]["backbone"]
+    known = backbone.get("num_classes", 1000)
+    if len(names) != known:
+        print(f"--data: {len(names)} classes, so model.backbone.num_classes is {len(names)} instead of {known}.")
+        backbone["num_classes"] = len(names)
+
+
+def train(cfg, *, resume: bool) -> int:
+    from .engine.runner import AlignmentRunner
+
+    Path(cfg["work_dir"]).mkdir(parents=True, exist_ok=True)
+    runner = AlignmentRunner.from_config(cfg, resume=resume)
+    runner.say(f"ahpa: {cost_report(runner.plain_model, short=True)}")
+    runner.say(f"data: {describe(runner.train_dataloader.dataset)}")
+    runner.say(f"work dir: {cfg['work_dir']}  device: {runner.optim_wrapper.device}  processes: {runner.world_size}")
+    runner.train()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def describe(dataset) -> str:
+    names = getattr(dataset, "classes", ())
+    return f"{len(dataset)} images, {len(names)} classes ({', '.join(map(str, names[:10]))}{', ...' * (len(names) > 10)})"
+
+
+def dry_run(cfg) -> int:
+    """Builds everything, runs one step on synthetic images, prints sizes, cost and the resolved config."""
+    from .engine.dryrun import one_step
+
+    model, seconds, memory = one_step(cfg)
+    print(cost_report(model))
+    print(f"one step of batch 2 on synthetic data: {seconds:.2f} s, peak memory {memory:.2f} GiB")
+    print("resolved config:")
+    print(configs.Config(to_plain(cfg)).pretty_text)
+    return 0
+
+
+def sample(args) -> int:
+    """Draws what tools/sample.py's arguments ask for and writes a grid, PNGs or an .npz."""
+    from .engine.inference import Generator
+
+    out = Path(args.out)
+    if args.num < 1:
+        raise UserError(f"--num: must be at least 1, got {args.num}.")
+    if out.suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out: {args.out!r} must end in .png (a grid) or .npz (ADM's format), or be a folder.")
+    if args.config:
+        configs.load(args.config)
+    vae = dict(type="KLAutoencoder", source="bundled" if args.demo else args.vae) if args.demo or args.vae else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = Generator.load(args.checkpoint, vae=vae, device=device, weights=args.weights)
+    classes = args.classes or list(range(generator.backbone.num_classes))
+    labels = sorted(classes[i % len(classes)] for i in range(args.num))
+    images = generator.batches(
+        labels, sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_interval=args.cfg_interval,
+        seed=args.seed, batch=args.batch, precision=args.precision)  # fmt: skip
+    write_samples(images, labels, out)
+    print(f"{args.num} samples: {out}")
+    return 0
+
+
+def write_samples(images, labels, out: Path) -> None:
+    """Batches of uint8 [b, 3, H, W] to a grid (.png; a row a class where that fits), an .npz, or a folder of PNGs."""
+    from .engine.pictures import save_grid, save_npz, save_pngs
+
+    kinds = len(set(labels))
+    if out.suffix == ".npz":
+        save_npz(list(images), labels, out)
+    elif out.suffix == ".png":
+        per_class = len(labels) // kinds if len(labels) % kinds == 0 else 0
+        columns = per_class if 2 <= per_class <= 16 else max(1, round(math.sqrt(len(labels))))
+        save_grid(torch.cat(list(images)), out, columns=columns)
+    else:
+        save_pngs(images, labels, out)

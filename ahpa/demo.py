@@ -1,0 +1,69 @@
+"""`--demo`: any config on a laptop. The data set, the sizes and the schedule become small; the method stays.
+
+A component says itself how it becomes small: its class attribute `demo` holds the options that are set here (the
+autoencoder's points to the bundled one). What is left is the resolution, the data set, the schedule and the taps,
+which keep their share of the depth.
+"""
+
+from collections.abc import Mapping
+
+from .registry import (
+    ALIGNMENTS,
+    AUTOENCODERS,
+    BACKBONES,
+    CONDITIONERS,
+    FLOW_LOSSES,
+    FLOWS,
+    HOOKS,
+    LOSSES,
+    PRIORS,
+    PROJECTORS,
+    ROUTERS,
+)
+
+RESOLUTION = 64
+ITERATIONS, BATCH, LEARNING_RATE, EMA, LOG_INTERVAL = 600, 64, 2e-3, 0.99, 20
+COMPONENTS = (AUTOENCODERS, BACKBONES, PRIORS, ROUTERS, PROJECTORS, LOSSES, FLOWS, FLOW_LOSSES, CONDITIONERS,
+              ALIGNMENTS, HOOKS)  # fmt: skip
+
+
+def _component(name):
+    for registry in COMPONENTS:
+        registry.import_from_location()
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+    return None
+
+
+def shrink(cfg) -> None:
+    """Applies the `demo` options of every component in a tree of dicts, in place."""
+    if not isinstance(cfg, Mapping):
+        return
+    for value in list(cfg.values()):
+        shrink(value)
+    if isinstance(cfg.get("type"), str):
+        for key, value in getattr(_component(cfg["type"]), "demo", {}).items():
+            cfg[key] = value
+
+
+def overlay(cfg, *, keep_data: bool = False) -> None:
+    """Turns a checked or unchecked config into its demo, in place; `keep_data` leaves the data set but its size."""
+    model = cfg["model"]
+    depth = model["backbone"].get("depth")
+    shrink(model)
+    shrink(cfg.get("hooks", {}))
+    model["resolution"], model["ema"] = RESOLUTION, EMA
+    small = model["backbone"].get("depth")
+    for alignment in (model.get("alignments") or {}).values():
+        if isinstance(alignment.get("tap"), int) and depth and 1 <= alignment["tap"] <= depth:
+            alignment["tap"] = max(1, int(alignment["tap"] * small / depth + 0.5))
+    loader = cfg["train_dataloader"]
+    if keep_data:
+        loader["dataset"]["resolution"] = RESOLUTION
+    else:
+        loader["dataset"] = dict(type="ShapesDataset", resolution=RESOLUTION)
+    loader["global_batch_size"], loader["num_workers"] = BATCH, 0
+    cfg["optim_wrapper"]["optimizer"]["lr"] = LEARNING_RATE
+    cfg["optim_wrapper"]["precision"], cfg["optim_wrapper"]["accumulative_counts"] = "fp32", 1
+    cfg["train_cfg"] = dict(max_iters=ITERATIONS, log_interval=LOG_INTERVAL)
+    cfg["param_scheduler"] = None

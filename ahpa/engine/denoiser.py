@@ -1,0 +1,169 @@
+"""AlignedDenoiser: a diffusion transformer trained while its blocks are pulled towards targets. The only orchestration.
+
+`loss` reads like AHPA's Figure 3; every part in it comes from a registry, and no method is a special case. The frozen
+parts (tokenizer, priors) and the EMA are held outside the parameter list and the state dict.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from ..registry import (
+    ALIGNMENTS,
+    AUTOENCODERS,
+    BACKBONES,
+    CONDITIONERS,
+    FLOW_LOSSES,
+    FLOWS,
+    MODELS,
+    PRIORS,
+    ConfigError,
+    build,
+    nearest,
+)
+from ..registry.contracts import Encoded, HoldsFrozen, Step, Streams
+
+FLOW, FLOW_LOSS, CONDITIONER = dict(type="Flow"), dict(type="FlowMatchingLoss"), dict(type="ClassLabels")
+
+
+def generator_parts(*, resolution: int, tokenizer, backbone, flow=None, conditioner=None) -> dict:
+    """The parts that sampling needs, with the sizes derived: tokenizer -> backbone -> conditioner.
+
+    Raises ConfigError where the resolution does not fit the tokenizer.
+    """
+    tokenizer = build(AUTOENCODERS, tokenizer, where="model.tokenizer")
+    if resolution < tokenizer.downsample or resolution % tokenizer.downsample:
+        raise ConfigError(f"model.resolution: {resolution} is no multiple of the tokenizer's {tokenizer.downsample}.")
+    sizes = dict(input_size=resolution // tokenizer.downsample, in_channels=tokenizer.latent_channels)
+    backbone = build(BACKBONES, backbone, where="model.backbone", **sizes)
+    conditioner = conditioner or CONDITIONER
+    return dict(
+        tokenizer=tokenizer,
+        backbone=backbone,
+        flow=build(FLOWS, flow or FLOW, where="model.flow"),
+        conditioner=build(CONDITIONERS, conditioner, where="model.conditioner", num_classes=backbone.num_classes),
+    )
+
+
+@MODELS.register_module()
+class AlignedDenoiser(HoldsFrozen, BaseModel):
+    """A backbone, its flow and any number of alignments of its blocks with priors.
+
+    resolution: pixels of a side. tokenizer, backbone, flow, conditioner, flow_loss: one component each.
+    priors: {name: prior}; alignments: {name: alignment} whose `source` names a prior. ema: decay per optimiser step.
+    Raises ConfigError for parts that do not fit together.
+    """
+
+    def __init__(self, *, resolution: int = 256, tokenizer, backbone, flow=None, flow_loss=None, conditioner=None,
+                 priors: Mapping | None = None, alignments: Mapping | None = None, ema: float = 0.9999):  # fmt: skip
+        super().__init__()
+        if not 0 <= ema < 1:
+            raise ConfigError(f"model.ema: the decay must be in [0, 1), got {ema}.")
+        parts = generator_parts(
+            resolution=resolution, tokenizer=tokenizer, backbone=backbone, flow=flow, conditioner=conditioner
+        )
+        self.resolution, self.ema_decay = resolution, ema
+        self.tokenizer, self.backbone, self.conditioner = parts["tokenizer"], parts["backbone"], parts["conditioner"]
+        self.flow = parts["flow"]
+        self.flow_loss = build(FLOW_LOSSES, flow_loss or FLOW_LOSS, where="model.flow_loss")
+        self.priors = nn.ModuleDict()
+        for name, cfg in (priors or {}).items():
+            self.priors[name] = build(PRIORS, cfg, where=f"model.priors.{name}")
+            self.priors[name].bind(tokenizer=self.tokenizer, backbone=self.backbone)
+        self.alignments = nn.ModuleDict()
+        for name, cfg in (alignments or {}).items():
+            self.alignments[name] = self._build_alignment(name, cfg)
+        self._request_levels()
+        self.taps = frozenset(alignment.tap for alignment in self.alignments.values())
+        self.hold(ema=copy.deepcopy(self.backbone).float())
+
+    def _build_alignment(self, name, cfg):
+        where = f"model.alignments.{name}"
+        cfg = {"type": "Alignment", **cfg} if isinstance(cfg, Mapping) else cfg
+        source = cfg.get("source") if isinstance(cfg, Mapping) else cfg.source
+        if source not in self.priors:
+            raise ConfigError(f"{where}.source: no prior is called {source!r}{nearest(source, self.priors)}")
+        spec = self.priors[source].spec(self.backbone)
+        return build(ALIGNMENTS, cfg, where=where, name=name, spec=spec, backbone=self.backbone)
+
+    def _request_levels(self):
+        """Tells each prior which levels are read, and collects those that the tokenizer's own pass shall yield."""
+        shared = []
+        for name, prior in self.priors.items():
+            read = {level for a in self.alignments.values() if a.source == name for level in a.levels}
+            prior.request([level for level in prior.spec(self.backbone) if level in read])
+            shared += [level for level in getattr(prior, "shared_levels", ()) if level not in shared]
+        self.shared_levels = tuple(shared)
+
+    @property
+    def ema(self) -> nn.Module:
+        """The averaged backbone, float32."""
+        return self.held["ema"]
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """ema <- decay * ema + (1 - decay) * weights: once per optimiser step."""
+        if "ema_lists" not in self.__dict__:
+            pairs = list(zip(self.ema.parameters(), self.backbone.parameters(), strict=True))
+            self.__dict__["ema_lists"] = ([a.data for a, _ in pairs], [b.data for _, b in pairs])
+        average, weights = self.__dict__["ema_lists"]
+        torch._foreach_lerp_(average, weights, 1 - self.ema_decay)
+
+    def _apply(self, fn, recurse=True):
+        self.__dict__.pop("ema_lists", None)
+        return super()._apply(fn, recurse)
+
+    def load_weights(self) -> None:
+        """Reads the frozen networks' weights now (UserError if they are not there) and not in the first step."""
+        for part in (self.tokenizer, *self.priors.values()):
+            if hasattr(part, "load"):
+                part.load()
+
+    def forward(self, mode: str = "loss", **batch) -> dict[str, Tensor]:
+        if mode != "loss":
+            raise ValueError(f"AlignedDenoiser only computes mode='loss', got {mode!r}; see ahpa.engine.inference")
+        return self.loss(batch)
+
+    def loss(self, batch: Mapping) -> dict[str, Tensor]:
+        """batch: image uint8 [B, 3, H, W] (or `latent` {mean, std} [B, C, h, w] with `features`), label [B],
+        `noise_seed`, which alone determines t, noise and label dropout -> {'loss_*': scalar, diagnostic: scalar}."""
+        step = self.begin(batch)
+        data = self.encode(step)  # {'image': [B, C, h, w]}
+        step.noisy = self.flow.sample(data, step.generator)
+        step.cond = self.conditioner(step)
+        step.out = self.backbone(step.noisy.x, step.noisy.t, step.cond, taps=self.taps)
+        losses = self.flow_loss(step)
+        for name, prior in self.priors.items():
+            if name not in step.features:
+                step.features[name] = prior(step)
+        for alignment in self.alignments.values():
+            losses |= alignment(step)
+        return losses
+
+    def begin(self, batch: Mapping) -> Step:
+        """The step before anything is computed: images in [0, 1] and the step's own random stream."""
+        images, seed = batch.get("image"), batch.get("noise_seed")
+        device = next(self.backbone.parameters()).device
+        generator = None
+        if seed is not None and device.type != "meta":
+            generator = torch.Generator(device).manual_seed(int(seed))
+        return Step(
+            batch=batch,
+            images=None if images is None else images.float() / 255 if images.dtype == torch.uint8 else images,
+            generator=generator,
+            diagnose=bool(batch.get("diagnose", False)),
+            iteration=int(batch.get("iteration", 0)),
+            progress=float(batch.get("progress", 0.0)),
+            features=dict(batch.get("features", {})),
+        )
+
+    def encode(self, step: Step) -> Streams:
+        """The latent streams; one pass of the tokenizer yields the shared taps too."""
+        if "latent" in step.batch:
+            step.encoded = Encoded(step.batch["latent"]["mean"], step.batch["latent"]["std"], {})
+        else:
+            step.encoded = self.tokenizer.encode(step.images, self.shared_levels)
+        return {"image": step.encoded.sample(step.generator)}

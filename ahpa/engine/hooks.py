@@ -1,0 +1,96 @@
+"""What a run leaves behind: checkpoints, and grids of samples drawn with the averaged weights."""
+
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+
+from ..registry import HOOKS, SAMPLERS, check
+from . import checkpoint
+from .inference import Generator
+from .pictures import save_grid
+
+
+def due(runner, interval: int) -> bool:
+    """Every `interval` iterations, and at the end."""
+    return runner.iter % interval == 0 or runner.iter == runner.max_iters
+
+
+def check_interval(name: str, interval: int) -> int:
+    if not isinstance(interval, int) or interval < 1:
+        raise ValueError(f"{name}.interval: must be a whole number above 0, got {interval!r}.")
+    return interval
+
+
+@HOOKS.register_module()
+class Checkpoints(Hook):
+    """Saves every `interval` iterations, at the end and when a signal asks; keeps the `keep` newest."""
+
+    priority = "LOWEST"
+    demo = dict(interval=100)
+
+    def __init__(self, *, interval: int = 10_000, keep: int = 3):
+        self.interval = check_interval("Checkpoints", interval)
+        if keep < 1:
+            raise ValueError(f"Checkpoints.keep: must be at least 1, got {keep}.")
+        self.keep, self.saved = keep, None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if due(runner, self.interval):
+            self.save(runner)
+
+    def after_train(self, runner) -> None:
+        if self.saved != runner.iter:
+            self.save(runner)
+        last = runner.checkpoint_dir / checkpoint.NAME.format(runner.iter)
+        runner.say(f"checkpoint: {last}")
+        if not runner.train_loop.stop_training:
+            runner.say(f"sample from it: python tools/sample.py {last} --num 64 --out {runner.work_dir}/samples.png")
+
+    def save(self, runner) -> None:
+        runner.save()
+        self.saved = runner.iter
+        if runner.rank == 0:
+            checkpoint.prune(runner.checkpoint_dir, keep=self.keep)
+
+
+@HOOKS.register_module()
+class SampleGrids(Hook):
+    """Draws a grid with the EMA weights: one row a class, `columns` samples each, always of the same noise.
+
+    sampler, steps, cfg_scale, cfg_interval as in tools/sample.py; rows: how many classes are shown.
+    """
+
+    priority = "LOW"
+    demo = dict(interval=150, rows=10, columns=8, steps=25, cfg_scale=2.0, cfg_interval=(0.0, 1.0))
+
+    def __init__(self, *, interval: int = 10_000, rows: int = 8, columns: int = 8, sampler: str = "euler",
+                 steps: int = 50, cfg_scale: float = 4.0, cfg_interval=(0.0, 1.0), seed: int = 0):  # fmt: skip
+        self.interval = check_interval("SampleGrids", interval)
+        check(SAMPLERS, dict(type=sampler), derived=("velocity", "x", "steps", "path", "noise"))
+        self.rows, self.columns = rows, columns
+        self.options = dict(sampler=sampler, steps=steps, cfg_scale=cfg_scale, cfg_interval=tuple(cfg_interval))
+        self.seed = seed
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if due(runner, self.interval) and runner.rank == 0:
+            self.draw(runner)
+
+    @torch.no_grad()
+    def draw(self, runner) -> Path:
+        model = runner.plain_model
+        known = model.backbone.num_classes
+        rows = min(self.rows, known)
+        classes = [round(i * (known - 1) / max(rows - 1, 1)) for i in range(rows)]  # spread over all classes
+        generator = Generator(
+            tokenizer=model.tokenizer, backbone=model.ema, flow=model.flow, conditioner=model.conditioner
+        )
+        labels = [label for label in classes for _ in range(self.columns)]
+        images = generator.sample(labels, seed=self.seed, precision=runner.optim_wrapper.precision, **self.options)
+        path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter:09d}.png"
+        names = getattr(runner.train_dataloader.dataset, "classes", None)
+        captions = [str(names[label]) if names else str(label) for label in classes]
+        save_grid(images, path, columns=self.columns, captions=captions)
+        if runner.iter == runner.max_iters:
+            runner.say(f"samples (EMA): {path}")
+        return path

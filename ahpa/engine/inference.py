@@ -1,0 +1,94 @@
+"""Sampling from trained weights: only the backbone's EMA, the flow and the tokenizer. No prior, router or projector is
+built, so inference costs what the vanilla transformer costs.
+
+Sample i of a call is a function of (seed, i) alone: not of the batch size, nor of how many are asked for.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..registry import GUIDANCES, SAMPLERS, UserError
+from ..registry.contracts import Streams
+from . import checkpoint
+from .denoiser import generator_parts
+from .optim import DTYPES, check_precision
+
+
+class Noise:
+    """Standard normals for a batch of samples, each from its own stream (seed, index), drawn on the CPU."""
+
+    def __init__(self, seed: int, indices: Sequence[int]):
+        mixed = [(seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 1) % 2**63 for index in indices]
+        self.streams = [torch.Generator().manual_seed(value) for value in mixed]
+
+    def draw(self, shape: Sequence[int], device) -> Tensor:
+        """-> [B, *shape] float32."""
+        return torch.stack([torch.randn(tuple(shape), generator=stream) for stream in self.streams]).to(device)
+
+    def __call__(self, like: Streams) -> Streams:
+        return {name: self.draw(x.shape[1:], x.device) for name, x in like.items()}
+
+
+class Generator:
+    """Draws images from a backbone: `Generator.load(checkpoint)` or from parts."""
+
+    def __init__(self, *, tokenizer, backbone, flow, conditioner):
+        self.tokenizer, self.backbone, self.flow, self.conditioner = tokenizer, backbone, flow, conditioner
+
+    @classmethod
+    def load(cls, path: Path | str, *, vae: Mapping | None = None, device="cpu", weights: str = "ema") -> "Generator":
+        """Reads a checkpoint's EMA (or `weights='model'`, the raw ones). `vae` replaces the tokenizer's config.
+
+        Its config is plain data: nothing in a checkpoint is executed. Raises UserError where the file or the
+        autoencoder's weights are missing.
+        """
+        state = checkpoint.load(path, device="cpu")
+        model = dict(state["meta"]["config"]["model"])
+        wanted = ("resolution", "tokenizer", "backbone", "flow", "conditioner")
+        chosen = {key: model[key] for key in wanted if key in model} | ({"tokenizer": vae} if vae else {})
+        parts = generator_parts(**chosen)
+        if weights == "model":
+            own = {k.removeprefix("backbone."): v for k, v in state["model"].items() if k.startswith("backbone.")}
+        elif weights == "ema":
+            own = state["ema"]
+        else:
+            raise UserError(f"weights: 'ema' or 'model', got {weights!r}.")
+        parts["backbone"].load_state_dict(own)
+        parts["tokenizer"].load()
+        parts["backbone"].to(device).eval()
+        parts["tokenizer"].to(device)
+        return cls(**parts)
+
+    def velocity(self, x: Streams, t: Tensor, cond) -> Streams:
+        return self.backbone(x, t, cond).pred
+
+    def sample(self, labels: Sequence[int], **options) -> Tensor:
+        """labels: one class number a sample -> uint8 [n, 3, H, W] on the CPU. Options: see `batches`."""
+        return torch.cat(list(self.batches(labels, **options)))
+
+    @torch.no_grad()
+    def batches(self, labels: Sequence[int], *, sampler: str = "euler", steps: int = 250, cfg_scale: float = 1.0,
+                cfg_interval=(0.0, 1.0), seed: int = 0, batch: int = 64, precision: str = "fp32",
+                first: int = 0) -> Iterator[Tensor]:  # fmt: skip
+        """Yields uint8 [b, 3, H, W] in order. sampler: 'euler', 'heun' or 'sde' with `steps`; cfg_scale: guidance,
+        1 is none, applied for t inside cfg_interval; `first`: the index of the first sample (for splitting a set)."""
+        device, dtype = next(self.backbone.parameters()).device, DTYPES[check_precision(precision)]
+        wrong = [label for label in labels if not 0 <= label < self.backbone.num_classes]
+        if wrong:
+            raise UserError(f"classes: {wrong[0]} is not in 0..{self.backbone.num_classes - 1}.")
+        draw = SAMPLERS.get(sampler)
+        guided, side = GUIDANCES.get("classifier-free"), self.backbone.input_size
+        for begin in range(0, len(labels), batch):
+            part = torch.tensor(labels[begin : begin + batch], device=device)
+            noise = Noise(seed, range(first + begin, first + begin + len(part)))
+            start = {"image": noise.draw((self.backbone.in_channels, side, side), device)}
+            cond, null = self.conditioner.encode(part), self.conditioner.null(len(part), device)
+            velocity = guided(self.velocity, cond, null, cfg_scale, tuple(cfg_interval))
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                latent = draw(velocity, start, steps=steps, path=self.flow.path, noise=noise)["image"]
+            images = self.tokenizer.decode(latent.float())
+            yield (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+

@@ -1,0 +1,90 @@
+"""The training loop: one iteration is one optimiser step, made of `accumulative_counts` micro-batches.
+
+Everything random in an iteration comes from `noise_seed`, a function of (seed, rank, iteration, micro-batch), and the
+data order is a function of the seed and the count of samples consumed; so a run that was killed goes on exactly.
+"""
+
+import time
+
+import numpy as np
+import torch
+from mmengine.runner import BaseLoop
+
+from ..registry import LOOPS
+from .guard import explain_and_stop
+
+
+def noise_seed(seed: int, rank: int, iteration: int, micro: int) -> int:
+    """A well-mixed 63-bit seed for one micro-batch of one rank."""
+    state = np.random.SeedSequence((seed, rank, iteration, micro)).generate_state(2, np.uint32)
+    return (int(state[0]) << 31) ^ int(state[1])
+
+
+@LOOPS.register_module()
+class AlignmentTrainLoop(BaseLoop):
+    """Runs `max_iters` optimiser steps, or until a signal asks to stop.
+
+    log_interval: iterations between two readings of losses, norms and the guard (each reading waits for the device).
+    """
+
+    def __init__(self, runner, dataloader, *, max_iters: int, log_interval: int = 100):
+        super().__init__(runner, dataloader)
+        for name, value in (("max_iters", max_iters), ("log_interval", log_interval)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"train_cfg.{name}: must be a whole number above 0, got {value!r}.")
+        self._max_iters, self.log_interval = max_iters, log_interval
+        self._iter = self._epoch = 0
+        self.consumed = 0  # samples of all ranks
+        self.stop_training = False
+
+    max_iters = property(lambda self: self._max_iters)
+    iter = property(lambda self: self._iter)
+    max_epochs = property(lambda self: 1)
+    epoch = property(lambda self: self._epoch)
+
+    def run(self):
+        runner = self.runner
+        runner.call_hook("before_train")
+        runner.model.train()
+        batches = iter(self.dataloader)
+        while self._iter < self._max_iters and not runner.stop_agreed():
+            self.run_iter(batches)
+        runner.call_hook("after_train")
+        return runner.model
+
+    def run_iter(self, batches) -> None:
+        runner, wrapper = self.runner, self.runner.optim_wrapper
+        runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=None)
+        sums, indices = {}, []
+        began = time.perf_counter()
+        for micro in range(wrapper._accumulative_counts):
+            batch = self._prepare(next(batches), micro)
+            indices.append(batch.get("index"))
+            for name, value in runner.model.train_step(batch, optim_wrapper=wrapper).items():
+                sums[name] = sums.get(name, 0) + value.detach() / wrapper._accumulative_counts
+        wrapper.zero_grad()
+        runner.plain_model.update_ema()
+        self._iter += 1
+        self.consumed += runner.global_batch_size
+        runner.last_batch, runner.last_indices = batch, indices
+        if wrapper.device.type == "cpu" or self._iter % self.log_interval == 0:
+            explain_and_stop(runner)
+        outputs = dict(logs=sums, seconds=time.perf_counter() - began)
+        runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=None, outputs=outputs)
+
+    def _prepare(self, batch, micro):
+        upcoming = self._iter + 1
+        return {
+            **batch,
+            "noise_seed": noise_seed(self.runner.seed, self.runner.rank, self._iter, micro),
+            "iteration": self._iter,
+            "progress": self._iter / self._max_iters,
+            "diagnose": upcoming % self.log_interval == 0 or upcoming == self._max_iters,
+        }
+
+    def state_dict(self) -> dict:
+        return dict(iteration=self._iter, consumed=self.consumed)
+
+    def load_state_dict(self, state: dict) -> None:
+        self._iter, self.consumed = state["iteration"], state["consumed"]
+        torch.manual_seed(noise_seed(self.runner.seed, self.runner.rank, self._iter, -1 & 0xFFFF))

@@ -1,0 +1,15 @@
+"""Configs as plain data: what a checkpoint or config.json may hold, so that reading one executes nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def to_plain(value: Any) -> Any:
+    """Dicts, lists, strings, numbers, booleans and None, recursively; anything else becomes its text."""
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_plain(part) for part in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)

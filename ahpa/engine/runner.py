@@ -1,0 +1,236 @@
+"""AlignmentRunner: mmengine's Runner with its weak parts replaced (checkpoints, resume, wrapping, logging of itself).
+
+`from_config` reads a checked config, builds every part through the registries, and returns a runner to `train()`.
+"""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.config import ConfigDict
+from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import Runner
+
+from ..registry import DATASETS, HOOKS, LOADERS, MODELS, OPTIM_WRAPPERS, RUNNERS, UserError, build
+from . import checkpoint, signals
+from .optim import build_optimizer
+from .plain import to_plain
+
+
+def rng_state() -> dict:
+    """This process's global random states as tensors and plain numbers (safe to load)."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    state = dict(python=(version, list(words), gauss), torch=torch.get_rng_state())
+    state["numpy"] = (name, torch.from_numpy(keys.astype(np.int64)), *[float(x) for x in rest])
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def start_processes(launcher: str) -> tuple[int, int]:
+    """Joins the process group of torchrun or slurm -> (rank, world size); gloo where there is no GPU."""
+    if launcher == "none":
+        return 0, 1
+    if not dist.is_initialized():
+        if torch.cuda.is_available() or launcher == "slurm":
+            from mmengine.dist import init_dist
+
+            init_dist(launcher, backend="nccl" if torch.cuda.is_available() else "gloo")
+        else:
+            if "RANK" not in os.environ:
+                raise UserError("--launcher pytorch is for torchrun: torchrun --nproc-per-node N tools/train.py ...")
+            dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+@RUNNERS.register_module()
+class AlignmentRunner(Runner):
+    """See the module. Attributes beside mmengine's: `global_batch_size`, `plain_model`, `say`."""
+
+    @classmethod
+    def from_config(cls, cfg, *, resume: bool = False) -> "AlignmentRunner":
+        """cfg: a config that `ahpa.engine.config.load` returned. Raises UserError for data or weights not found."""
+        launcher = cfg.get("launcher", "none")
+        rank, world = start_processes(launcher)
+        seed = cfg.get("randomness", {}).get("seed", 0)
+        torch.manual_seed(seed)
+        model = build(MODELS, cfg["model"], where="model")
+        model.load_weights()
+        loader_cfg = dict(cfg["train_dataloader"])
+        dataset = build(DATASETS, loader_cfg.pop("dataset"), where="train_dataloader.dataset")
+        check_classes(model, dataset)
+        found, state = (None, None)
+        if resume and (found := find_resumable(Path(cfg["work_dir"]), rank)):
+            state = checkpoint.load(found)
+        accumulate = cfg["optim_wrapper"].get("accumulative_counts", 1)
+        batch, rest = divmod(loader_cfg["global_batch_size"], world * accumulate)
+        if rest or not batch:
+            raise UserError(f"train_dataloader.global_batch_size: {loader_cfg['global_batch_size']} cannot be divided "
+                            f"by {world} processes x {accumulate} accumulated batches.")  # fmt: skip
+        start = state["data"]["consumed"] if state else 0
+        del loader_cfg["global_batch_size"]
+        loader = build(LOADERS, {"type": "CursorLoader", **loader_cfg}, where="train_dataloader",
+                       dataset=dataset, batch=batch, seed=seed, rank=rank, world=world, start=start)  # fmt: skip
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        model.to(device)
+        wrapper_cfg = dict(cfg["optim_wrapper"])
+        wrapper_cfg["optimizer"] = build_optimizer(wrapper_cfg["optimizer"], model)
+        wrapper = build(OPTIM_WRAPPERS, wrapper_cfg, where="optim_wrapper")
+        runner = cls(
+            model=model, work_dir=cfg["work_dir"], train_dataloader=loader, optim_wrapper=wrapper,
+            train_cfg={"type": "AlignmentTrainLoop", **cfg["train_cfg"]}, param_scheduler=cfg.get("param_scheduler"),
+            default_hooks=empty_default_hooks(), custom_hooks=list_hooks(cfg), visualizer=cfg.get("visualizer"),
+            randomness={"diff_rank_seed": True, **cfg.get("randomness", {}), "seed": seed}, launcher=launcher,
+            default_scope="ahpa", log_level="ERROR", experiment_name=f"ahpa_{os.getpid()}_{time.time_ns()}",
+            cfg=ConfigDict(to_plain(cfg)),
+        )  # fmt: skip
+        runner.plain_config, runner.resume_state, runner.resume_path = to_plain(cfg), state, found
+        return runner
+
+    # ---- what mmengine does otherwise ----
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        """Compiles each block where asked for, then wraps for several processes."""
+        self.plain_model, self.global_batch_size = model, self.cfg["train_dataloader"]["global_batch_size"]
+        self.bad_steps_told, self.last_indices, self.last_batch = 0, [], {}
+        if self.cfg.get("compile", False):
+            for block in model.backbone.blocks:
+                block.compile(dynamic=False)
+        if not self.distributed:
+            return model
+        self.control = dist.new_group(backend="gloo")
+        device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        return MMDistributedDataParallel(module=model, device_ids=device_ids, broadcast_buffers=False)
+
+    def setup_env(self, env_cfg) -> None:
+        super().setup_env(env_cfg)
+        self._timestamp = "logs"  # mmengine's own folder, in place of one named after the time of each start
+
+    def _init_model_weights(self) -> None:
+        """The parts initialise themselves."""
+
+    def _log_env(self, env_cfg) -> None:
+        """Told shortly by the progress hook."""
+
+    def dump_config(self) -> None:
+        """Kept as plain data in each checkpoint, and as config.json beside them."""
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        for hook in self._hooks:  # mmengine hides the traceback of a TypeError inside a hook
+            if hasattr(hook, fn_name):
+                getattr(hook, fn_name)(self, **kwargs)
+
+    def say(self, message: str) -> None:
+        """One line for a person: to the screen and to train.log; only the first process speaks."""
+        if self.rank == 0:
+            print(message, flush=True)
+            with open(Path(self.work_dir) / "train.log", "a") as file:
+                file.write(f"{message}\n")
+
+    def stop_agreed(self) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer at the same boundary."""
+        asked = signals.asked()
+        if self.distributed:
+            flag = torch.tensor([int(asked is not None)])
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control)
+            asked = asked or ("another process" if int(flag) else None)
+        if asked and not self.train_loop.stop_training:
+            self.train_loop.stop_training = True
+            self.say(f"{asked} at iteration {self.iter}: saving a checkpoint and ending; go on with --resume.")
+        return self.train_loop.stop_training
+
+    # ---- checkpoints ----
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return Path(self.work_dir) / "checkpoints"
+
+    def state(self) -> dict:
+        """All that a checkpoint holds; gathers the random states of all processes."""
+        states = [rng_state()]
+        if self.distributed:
+            states = [None] * self.world_size
+            dist.all_gather_object(states, rng_state(), group=self.control)
+        schedulers = self.param_schedulers or []
+        return dict(
+            model=self.plain_model.state_dict(), ema=self.plain_model.ema.state_dict(),
+            optimizer=self.optim_wrapper.state_dict(), rng=states, data=self.train_loop.state_dict(),
+            schedulers=[scheduler.state_dict() for scheduler in schedulers],
+            hooks={type(hook).__name__: hook.state_dict() for hook in self._hooks if hasattr(hook, "state_dict")},
+            meta=dict(iteration=self.iter, config=self.plain_config, seed=self.seed),
+        )  # fmt: skip
+
+    def save(self) -> Path:
+        """Writes a checkpoint of this boundary -> its path."""
+        path, state = self.checkpoint_dir / checkpoint.NAME.format(self.iter), self.state()
+        if self.rank == 0:
+            checkpoint.save(state, path)
+        if self.distributed:
+            dist.barrier(group=self.control)
+        return path
+
+    def load_or_resume(self) -> None:
+        state = self.resume_state
+        if state is None:
+            return
+        self.plain_model.load_state_dict(state["model"])
+        self.plain_model.ema.load_state_dict(state["ema"])
+        self.optim_wrapper.load_state_dict(state["optimizer"])
+        self.train_loop.load_state_dict(state["data"])
+        for scheduler, values in zip(self.param_schedulers or [], state["schedulers"], strict=True):
+            scheduler.load_state_dict(values)
+        for hook in self._hooks:
+            if type(hook).__name__ in state["hooks"]:
+                hook.load_state_dict(state["hooks"][type(hook).__name__])
+        if self.rank < len(state["rng"]):
+            set_rng_state(state["rng"][self.rank])
+        self.bad_steps_told = int(self.optim_wrapper.bad_total)
+        self.say(f"resumed from {self.resume_path} at iteration {self.iter}")
+        self.resume_state = None
+
+
+def empty_default_hooks() -> dict:
+    """mmengine's default hooks, off but for the parameter scheduler's: ours stand in the config's `hooks`."""
+    names = ("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")
+    return {**dict.fromkeys(names), "param_scheduler": dict(type="ParamSchedulerHook")}
+
+
+def list_hooks(cfg) -> list:
+    """The config's hooks, built; a hook that is set to None is off."""
+    hooks = cfg.get("hooks", {}).items()
+    return [build(HOOKS, hook, where=f"hooks.{name}") for name, hook in hooks if hook is not None]
+
+
+def check_classes(model, dataset) -> None:
+    """UserError unless the labels of the data set fit the backbone's classes."""
+    names, known = getattr(dataset, "classes", None), getattr(model.backbone, "num_classes", None)
+    if names is not None and known is not None and len(names) > known:
+        raise UserError(f"the data set has {len(names)} classes, the backbone {known}: set "
+                        f"--cfg-options model.backbone.num_classes={len(names)}.")  # fmt: skip
+
+
+def find_resumable(work_dir: Path, rank: int) -> Path | None:
+    """The newest valid checkpoint; the first process sets damaged ones aside, the others wait for it."""
+    answer = [checkpoint.newest(work_dir / "checkpoints") if rank == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer, src=0)
+    if answer[0] is None and rank == 0:
+        print(f"--resume: no checkpoint in {work_dir / 'checkpoints'}; starting from the beginning.", flush=True)
+    return answer[0]
+
+

@@ -1,0 +1,27 @@
+"""AHPA (MLP router over G3 | G4 of the SD encoder) on block 3 of SiT-B/2; lr 2e-4 and clip 2.0 as the authors' README.
+
+Command: python tools/train.py configs/ahpa_sit-b.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: AHPA Table 3, row "SiT-B/2 ahpa 400000": FID 25.5, sFID 5.78, IS 52.3, Precision 0.59, Recall 0.63.
+Paper: AHPA Table D.13, row "(l)": FID 25.5, sFID 5.78.
+Paper: AHPA Table D.14, row "G3=4, G4=4": FID 25.5, sFID 5.78, IS 52.3.
+Paper: AHPA Table D.15, row "G3uG4 Dynamic Routing": IS 52.3, FID 25.5, Precision 0.63.
+Paper: AHPA Table D.16, row "block 3": FID 25.5, IS 52.3.
+Paper: AHPA Table D.17, row "Exp 7": FID 25.5.
+"""
+
+_base_ = ["sit-b.py"]
+model = dict(
+    priors=dict(vae=dict(type="VAETaps")),
+    alignments=dict(
+        main=dict(
+            tap=3,
+            source="vae",
+            router=dict(type="MLPRouter", groups="4/4", resize="bilinear", depth=4, hidden_dim=256),
+            projector=dict(type="ConvProjector", layers=1, kernel=3),
+            criteria=dict(cosine=dict(type="CosineLoss")),
+            weight=1.0,
+        )
+    ),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)

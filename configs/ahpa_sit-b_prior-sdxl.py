@@ -1,0 +1,9 @@
+"""AHPA with SDXL's encoder as the prior only; the latents stay SD's.
+
+Command: python tools/train.py configs/ahpa_sit-b_prior-sdxl.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.priors.vae = dict(type="VAETaps", autoencoder=dict(type="KLAutoencoder", source="stabilityai/sdxl-vae"))

@@ -1,0 +1,9 @@
+"""AHPA with 2 3x3 convolutions, GroupNorm and SiLU between.
+
+Command: python tools/train.py configs/ahpa_sit-b_projector-conv2.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: AHPA Table D.13, row "(i)": FID 26.2, sFID 6.01.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.alignments.main.projector = dict(type="ConvProjector", layers=2, kernel=3)

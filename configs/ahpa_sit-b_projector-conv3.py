@@ -1,0 +1,9 @@
+"""AHPA with 3 3x3 convolutions, GroupNorm and SiLU between.
+
+Command: python tools/train.py configs/ahpa_sit-b_projector-conv3.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: AHPA Table D.13, row "(j)": FID 27.4, sFID 6.22.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.alignments.main.projector = dict(type="ConvProjector", layers=3, kernel=3)

@@ -1,0 +1,9 @@
+"""AHPA with adaptive pooling (the paper's section 4.2) instead of bilinear (Appendix A).
+
+Command: python tools/train.py configs/ahpa_sit-b_resize-adaptive.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.alignments.main.router.resize = "adaptive"

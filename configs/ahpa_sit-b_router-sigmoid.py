@@ -1,0 +1,9 @@
+"""G3 and G4 weighed by a sigmoid of t.
+
+Command: python tools/train.py configs/ahpa_sit-b_router-sigmoid.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.alignments.main.router = dict(type="SigmoidRouter", groups="4/4")

@@ -1,0 +1,9 @@
+"""AHPA with SDXL's autoencoder as tokenizer and prior.
+
+Command: python tools/train.py configs/ahpa_sit-b_vae-sdxl.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sdxl-vae")

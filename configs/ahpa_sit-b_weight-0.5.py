@@ -1,0 +1,9 @@
+"""AHPA with weight 0.5.
+
+Command: python tools/train.py configs/ahpa_sit-b_weight-0.5.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: AHPA Table D.13, row "(d)": FID 27.8, sFID 6.3.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.alignments.main.weight = 0.5

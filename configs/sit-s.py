@@ -1,0 +1,9 @@
+"""Vanilla SiT-S/2.
+
+Command: python tools/train.py configs/sit-s.py --data IMAGENET/train
+Hardware: 1 GPU suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["sit-b.py"]
+model = dict(backbone=dict(depth=12, hidden_size=384, num_heads=6))

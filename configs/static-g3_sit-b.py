@@ -1,0 +1,9 @@
+"""Static alignment of block 3 with the uniform mean of group G3.
+
+Command: python tools/train.py configs/static-g3_sit-b.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: AHPA Table 2, row "Group 3 (mid)": IS 48.9, FID 32.6, sFID 6.45.
+"""
+
+_base_ = ["ahpa_sit-b.py"]
+_base_.model.alignments.main.router = dict(type="StaticRouter", groups="G3")
