@@ -1,0 +1,130 @@
+"""Every shipped config builds at full size (on the meta device) and trains two steps of its demo; tables are complete."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ahpa import cli
+from ahpa.engine import config as configs
+from ahpa.engine.dryrun import synthetic_batch
+from ahpa.engine.optim import build_optimizer
+from ahpa.registry import MODELS, OPTIM_WRAPPERS, build
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = sorted((ROOT / "configs").glob("*.py"))
+TABLES = sorted((ROOT / "configs" / "tables").glob("*.json"))
+
+
+def arguments(config, **changes):
+    values = dict(config=str(config), demo=False, data=None, vae=None, work_dir=None, max_iters=None, resume=False,
+                  dry_run=True, seed=None, cfg_options=[], launcher="none")  # fmt: skip
+    return argparse.Namespace(**{**values, **changes})
+
+
+def _name(path):
+    return path.stem
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_builds_at_full_size(path):
+    cfg = configs.load(path)
+    model = configs.check_config(cfg)
+    depth = cfg["model"]["backbone"]["depth"]
+    assert model.backbone.depth == depth and all(1 <= tap <= depth for tap in model.taps)
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_has_the_header(path):
+    text = path.read_text()
+    header = text.split('"""')[1]
+    assert f"tools/train.py configs/{path.name}" in header
+    assert "Hardware:" in header and "time" in header and "Paper:" in header
+    assert len([line for line in text.splitlines() if re.match(r"[\w.]+ =", line)]) <= 4, "one or two assignments"
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_demo_keeps_the_method_and_trains_two_steps(path):
+    full = configs.load(path)["model"]
+    options = ["model.backbone.depth=4", "model.backbone.hidden_size=48", "model.backbone.num_heads=4"]
+    cfg = cli.training_config(arguments(path, demo=True, cfg_options=options))
+    for name, alignment in full["alignments"].items():
+        small = cfg["model"]["alignments"][name]
+        for part in ("router", "projector", "criteria", "weight", "source"):
+            assert small[part] == alignment[part], f"the demo changed {part}"
+    torch.manual_seed(0)
+    model = build(MODELS, cfg["model"], where="model")
+    assert model.resolution == 64
+    wrapper = dict(cfg["optim_wrapper"])
+    wrapper["optimizer"] = build_optimizer(wrapper["optimizer"], model)
+    wrapper = build(OPTIM_WRAPPERS, wrapper)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for seed in range(2):
+        values = model.train_step(synthetic_batch(model, batch=3, seed=seed), optim_wrapper=wrapper)
+        wrapper.zero_grad()
+        model.update_ema()
+        assert all(torch.isfinite(value).all() for value in values.values())
+    assert int(wrapper.bad_total) == 0
+    expected = {"loss_flow"} | {f"loss_{a}_{c}" for a, x in full["alignments"].items() for c in x["criteria"]}
+    assert {name for name in values if name.startswith("loss_")} == expected
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    assert moved == {"backbone", "alignments"} if full["alignments"] else moved == {"backbone"}
+    learned = [n for n, p in model.named_parameters() if ".router." in n and p.requires_grad]
+    assert all(not torch.equal(before[n], dict(model.named_parameters())[n]) for n in learned if "weight" in n)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=_name)
+def test_table_rows_lead_to_configs(path):
+    table = json.loads(path.read_text())
+    assert table["rows"]
+    for row in table["rows"]:
+        text = (ROOT / row["config"]).read_text()
+        assert f"Table {table['table']}" in text.replace("\n    ", " "), f"{row['config']} does not name its table"
+
+
+def test_no_runnable_row_of_these_tables_is_missing(shared):
+    """Tables 1, 2, D.13-D.17 wholly, and the vanilla and AHPA rows of Table 3, with the printed figures."""
+    paper = {t["table"]: t for t in json.loads((shared / "design" / "paper_tables.json").read_text())}
+    for number in ("1", "2", "3", "D.13", "D.14", "D.15", "D.16", "D.17"):
+        own = json.loads((ROOT / "configs" / "tables" / f"table_{number.replace('.', '').lower()}.json").read_text())
+        wanted = {
+            row["name"]: row["metrics"]
+            for row in paper[number]["rows"]
+            if row["runnable"] and (number != "3" or row["config"]["method"] in ("none", "ahpa"))
+        }
+        assert {row["row"]: row["paper"] for row in own["rows"]} == wanted
+
+
+PAPER_SETTINGS = [  # config, then what the paper's row says of it
+    ("static-g4_sit-b_block-2", dict(tap=2, groups=[4], router="StaticRouter")),
+    ("static-g1_sit-b", dict(tap=3, groups=[4], router="StaticRouter")),
+    ("static-g2_sit-b", dict(tap=3, groups=[3], router="StaticRouter")),
+    ("static-g1g2g3g4_sit-b", dict(tap=3, groups=[4, 3, 4, 4], router="StaticRouter")),
+    ("ahpa_sit-b", dict(tap=3, groups=[4, 4], router="MLPRouter", out_dim=1024)),
+    ("ahpa_sit-l", dict(tap=6, groups=[4, 4], router="MLPRouter", out_dim=1024)),
+    ("ahpa_sit-xl", dict(tap=7, groups=[4, 4], router="MLPRouter", out_dim=1024)),
+    ("ahpa_sit-b_groups-2-6", dict(tap=3, groups=[2, 6], router="MLPRouter")),
+    ("ahpa_sit-b_groups-6-2", dict(tap=3, groups=[6, 2], router="MLPRouter")),
+    ("ahpa_sit-b_block-8", dict(tap=8, groups=[4, 4], router="MLPRouter")),
+    ("ahpa_sit-b_router-lut", dict(tap=3, groups=[4, 4], router="LUTRouter")),
+]
+
+
+@pytest.mark.parametrize("name, wanted", PAPER_SETTINGS, ids=[name for name, _ in PAPER_SETTINGS])
+def test_settings_of_the_paper(name, wanted):
+    model = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py"))
+    alignment = model.alignments["main"]
+    assert alignment.tap == wanted["tap"] and type(alignment.router).__name__ == wanted["router"]
+    assert [len(levels) for levels in alignment.router.groups.values()] == wanted["groups"]
+    assert alignment.router.out_dim == wanted.get("out_dim", alignment.router.out_dim)
+    assert model.backbone.grid == (16, 16)
+
+
+def test_multi_is_three_alignments_of_a_third():
+    model = configs.check_config(configs.load(ROOT / "configs" / "static-g4_sit-b_block-3-4-8.py"))
+    assert sorted(a.tap for a in model.alignments.values()) == [3, 4, 8]
+    assert len(model.priors) == 1 and len({id(a.projector) for a in model.alignments.values()}) == 3
