@@ -1,0 +1,1 @@
+"""Speed: run with `pytest benchmarks --benchmark-enable` (make bench)."""
