@@ -55,6 +55,9 @@ class FakeRunner:
     def say(self, message):
         pass
 
+    def restore_rng(self):
+        pass
+
     def stop_agreed(self):
         return False
 

@@ -47,14 +47,19 @@ def parameter_counts(model) -> dict[str, int]:
     return parts
 
 
+def human(number: int) -> str:
+    """130501000 -> '130.50 M', 100 -> '100'."""
+    return f"{number / 1e6:.2f} M" if number >= 1e4 else str(number)
+
+
 def cost_report(model, *, short: bool = False) -> str:
     """Parameters (of the backbone, the router, the projector) and forward GMACs, one line or several."""
-    parts = {name: f"{value / 1e6:.3f} M" for name, value in parameter_counts(model).items()}
+    parts = {name: human(value) for name, value in parameter_counts(model).items()}
     both = backbone_macs(model.backbone) / 1e9
     bare = both - attention_macs(model) / 1e9
     if short:
         shown = ", ".join(f"{name} {value}" for name, value in parts.items())
-        return f"{shown} parameters; backbone forward {both:.2f} GMAC an image ({bare:.2f} without attention products)"
+        return f"{shown} parameters; backbone forward {both:.4g} GMAC an image ({bare:.4g} without attention products)"
     lines = [f"{name + ' parameters':24s}{value}" for name, value in parts.items()]
     lines.append(f"{'forward GMAC an image':24s}{both:.3f} with attention's products, {bare:.3f} without")
     lines.append(f"{'taps':24s}{', '.join(str(tap) for tap in sorted(model.taps)) or 'none'} of {model.backbone.depth}")

@@ -34,14 +34,14 @@ KEYS = (*NEEDED, "param_scheduler", "hooks", "visualizer", "randomness", "work_d
 LOADER_DERIVED = ("dataset", "batch", "seed", "rank", "world", "start")
 
 
-def load(path: Path | str, options: Sequence[str] = ()) -> Config:
+def load(path: Path | str, options: Sequence[str] = ()) -> dict:
     """Reads a config file (.py or .json) and applies KEY=VALUE options. ConfigError for what cannot be read."""
     path = Path(path)
     if not path.exists():
         near = [str(other) for other in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         raise UserError(f"there is no config {path}{nearest(str(path), near[:40])}")
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path).to_dict()
     except ImportError as error:
         if "custom_imports" in path.read_text():
             raise ConfigError(f"{path}: custom_imports: {error}") from error

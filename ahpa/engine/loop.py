@@ -7,7 +7,6 @@ data order is a function of the seed and the count of samples consumed; so a run
 import time
 
 import numpy as np
-import torch
 from mmengine.runner import BaseLoop
 
 from ..registry import LOOPS
@@ -46,7 +45,8 @@ class AlignmentTrainLoop(BaseLoop):
         runner = self.runner
         runner.call_hook("before_train")
         runner.model.train()
-        batches = iter(self.dataloader)
+        batches = iter(self.dataloader)  # draws from the global random state, so that is restored after it
+        runner.restore_rng()
         while self._iter < self._max_iters and not runner.stop_agreed():
             self.run_iter(batches)
         runner.call_hook("after_train")
@@ -87,4 +87,3 @@ class AlignmentTrainLoop(BaseLoop):
 
     def load_state_dict(self, state: dict) -> None:
         self._iter, self.consumed = state["iteration"], state["consumed"]
-        torch.manual_seed(noise_seed(self.runner.seed, self.runner.rank, self._iter, -1 & 0xFFFF))

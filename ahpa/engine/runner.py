@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 
@@ -97,7 +97,7 @@ class AlignmentRunner(Runner):
             default_hooks=empty_default_hooks(), custom_hooks=list_hooks(cfg), visualizer=cfg.get("visualizer"),
             randomness={"diff_rank_seed": True, **cfg.get("randomness", {}), "seed": seed}, launcher=launcher,
             default_scope="ahpa", log_level="ERROR", experiment_name=f"ahpa_{os.getpid()}_{time.time_ns()}",
-            cfg=ConfigDict(to_plain(cfg)),
+            cfg=Config(to_plain(cfg)),
         )  # fmt: skip
         runner.plain_config, runner.resume_state, runner.resume_path = to_plain(cfg), state, found
         return runner
@@ -197,11 +197,14 @@ class AlignmentRunner(Runner):
         for hook in self._hooks:
             if type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])
-        if self.rank < len(state["rng"]):
-            set_rng_state(state["rng"][self.rank])
         self.bad_steps_told = int(self.optim_wrapper.bad_total)
         self.say(f"resumed from {self.resume_path} at iteration {self.iter}")
-        self.resume_state = None
+
+    def restore_rng(self) -> None:
+        """After a resume: this process's global random states as they were; the read state is let go."""
+        state, self.resume_state = self.resume_state, None
+        if state is not None and self.rank < len(state["rng"]):
+            set_rng_state(state["rng"][self.rank])
 
 
 def empty_default_hooks() -> dict:

@@ -71,8 +71,8 @@ def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
         except ValueError:
             return found, True
         kinds = {p.kind for p in signature.parameters.values()}
-        for name, parameter in signature.parameters.items():
-            if name != "self" and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        for name, parameter in list(signature.parameters.items())[inspect.isclass(component) :]:  # without `self`
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 found.setdefault(name, parameter)
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return found, False
