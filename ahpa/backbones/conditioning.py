@@ -1,0 +1,38 @@
+"""What a backbone is conditioned on: class labels, a share of which is dropped in training for guidance."""
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import CONDITIONERS
+from ..registry.contracts import Step
+
+
+@CONDITIONERS.register_module()
+class ClassLabels(nn.Module):
+    """Labels, replaced by the null class (number `num_classes`) with probability `dropout` in training (0.1: DiT).
+
+    The draw comes from the step's generator, once and before the backbone, so that a teacher shares it.
+    """
+
+    def __init__(self, *, num_classes: int, dropout: float = 0.1):
+        super().__init__()
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: must be in [0, 1], got {dropout}.")
+        self.num_classes, self.dropout = num_classes, dropout
+
+    def forward(self, step: Step) -> Tensor:
+        """step.batch['label'] [B] long -> [B] long with some of them null. ValueError for labels out of range (looked
+        at on the CPU only: on a GPU that would wait for the device)."""
+        label = step.batch["label"]
+        if label.device.type == "cpu" and len(label) and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes:
+            raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}.")
+        drop = torch.rand(len(label), generator=step.generator, device=label.device) < self.dropout
+        return torch.where(drop, self.num_classes, label)
+
+    def null(self, count: int, device) -> Tensor:
+        """The null condition for `count` samples."""
+        return torch.full((count,), self.num_classes, dtype=torch.long, device=device)
+
+    def encode(self, label: Tensor) -> Tensor:
+        """The condition at inference: the labels themselves."""
+        return label

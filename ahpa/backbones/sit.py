@@ -1,0 +1,97 @@
+"""SiT: the scalable interpolant transformer (arXiv:2401.08740), DiT's architecture with a velocity for its output.
+
+Must match: the published layout's keys and forward pass (REPA's fork, which predicts `in_channels` and no variance).
+Sizes of the papers (depth x width x heads): S 12 x 384 x 6, B 12 x 768 x 12, L 24 x 1024 x 16, XL 28 x 1152 x 16.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..registry import BACKBONES
+from ..registry.contracts import Backbone, Denoised, Streams, Tokens
+from .layers import Block, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d
+
+INIT_STD = 0.02  # of the label table and the time MLP
+
+
+@BACKBONES.register_module()
+class SiT(Backbone):
+    """SiT with adaLN-Zero, fixed sin-cos positions and taps by block number (1-based).
+
+    input_size (the latent's side) and in_channels are derived. depth, hidden_size, num_heads, patch_size: the
+    architecture; num_classes: labels 0..num_classes-1, and num_classes is the null class; qk_norm: LayerNorm on q and k;
+    gradient_checkpointing: blocks are computed again in the backward pass. ValueError for sizes that do not divide.
+    """
+
+    demo = dict(depth=6, hidden_size=192, num_heads=6, patch_size=2, num_classes=10)
+
+    def __init__(self, *, input_size: int, in_channels: int, num_classes: int = 1000, depth: int, hidden_size: int,
+                 num_heads: int, patch_size: int = 2, mlp_ratio: float = 4.0, qk_norm: bool = False,
+                 gradient_checkpointing: bool = False):  # fmt: skip
+        super().__init__()
+        self._check(input_size, hidden_size, num_heads, patch_size, depth, num_classes)
+        self.input_size, self.in_channels, self.num_classes = input_size, in_channels, num_classes
+        self.depth, self.hidden_size, self.patch_size = depth, hidden_size, patch_size
+        self.grid, self.prefix = (input_size // patch_size, input_size // patch_size), 0
+        self.gradient_checkpointing = gradient_checkpointing
+        self.x_embedder = PatchEmbed(in_channels=in_channels, hidden_size=hidden_size, patch_size=patch_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.register_buffer("pos_embed", sincos_2d(hidden_size, self.grid), persistent=False)  # [1, N, D]
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm) for _ in range(depth)
+        )
+        self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
+        self._initialise()
+
+    @staticmethod
+    def _check(input_size, hidden_size, num_heads, patch_size, depth, num_classes):
+        if depth < 1 or num_classes < 1:
+            raise ValueError(f"depth and num_classes must be at least 1, got {depth} and {num_classes}.")
+        if hidden_size % num_heads:
+            fits = [n for n in range(1, 33) if hidden_size % n == 0]
+            raise ValueError(f"num_heads: {num_heads} does not divide hidden_size {hidden_size}; these do: {fits}.")
+        if hidden_size % 4:
+            raise ValueError(f"hidden_size: {hidden_size} must be a multiple of 4 (2-D sin-cos positions).")
+        if input_size % patch_size:
+            raise ValueError(f"patch_size: {patch_size} does not divide the latent's side {input_size}.")
+
+    def _initialise(self):
+        """Xavier for linear layers (the patch embedding as one), N(0, 0.02) for the label table and the time MLP, zero
+        for every modulation and the output, so that a block starts as the identity (adaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.data.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=INIT_STD)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=INIT_STD)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=INIT_STD)
+        for part in (*self.blocks, self.final_layer):
+            nn.init.zeros_(part.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x: Streams, t: Tensor, cond: Tensor, taps: frozenset[int] = frozenset()) -> Denoised:
+        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the velocity (float32) and the taps."""
+        wrong = [tap for tap in taps if not 1 <= tap <= self.depth]
+        if wrong:
+            raise ValueError(f"SiT: there is no block {wrong[0]} to tap; blocks are 1..{self.depth}.")
+        h = self.x_embedder(x["image"]) + self.pos_embed  # [B, N, D]
+        c = self.t_embedder(t) + self.y_embedder(cond)  # [B, D]
+        tapped = {}
+        for number, block in enumerate(self.blocks, start=1):
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                h = checkpoint(block, h, c, use_reentrant=False)
+            else:
+                h = block(h, c)
+            if number in taps:
+                tapped[number] = Tokens(h, prefix=0, grid=self.grid)
+        return Denoised({"image": self.unpatchify(self.final_layer(h, c)).float()}, tapped)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """[B, h*w, p*p*C] -> [B, C, h*p, w*p]."""
+        (h, w), p = self.grid, self.patch_size
+        x = patches.unflatten(1, (h, w)).unflatten(-1, (p, p, self.in_channels))  # [B, h, w, p, p, C]
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.in_channels, h * p, w * p)

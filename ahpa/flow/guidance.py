@@ -1,0 +1,34 @@
+"""Classifier-free guidance on the velocity, in an interval of t (Kynkaanniemi et al. 2024, as REPA applies it)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..registry import GUIDANCES
+from ..registry.contracts import Streams
+
+
+@GUIDANCES.register_module(name="classifier-free")
+def guided(velocity_of: Callable, cond: Tensor, null: Tensor, scale: float, interval=(0.0, 1.0)) -> Callable:
+    """v_u + scale (v_c - v_u) for interval[0] <= t <= interval[1], the conditional v_c elsewhere.
+
+    velocity_of(x: Streams, t [B], cond) -> Streams; cond, null: [B, ...] each. Returns velocity(x, t: 0-d). Inside the
+    interval both branches are one call of 2B; with scale 1, or outside, the null branch is not computed.
+    """
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"cfg_interval: must be 0 <= low <= high <= 1, got {tuple(interval)}.")
+    if scale < 0:
+        raise ValueError(f"cfg_scale: must be at least 0 (1 is no guidance), got {scale}.")
+
+    def velocity(x: Streams, t: Tensor) -> Streams:
+        count = len(cond)
+        if scale == 1 or not low <= float(t) <= high:
+            return velocity_of(x, t.expand(count), cond)
+        twice = {name: torch.cat([part, part]) for name, part in x.items()}
+        both = velocity_of(twice, t.expand(2 * count), torch.cat([cond, null]))
+        halves = {name: v.chunk(2) for name, v in both.items()}
+        return {name: null_v + scale * (v - null_v) for name, (v, null_v) in halves.items()}
+
+    return velocity
