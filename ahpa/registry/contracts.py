@@ -154,7 +154,8 @@ class Backbone(nn.Module):
 
 class Router(nn.Module):
     """Weighs the levels of a prior into one target. Built as
-    `Router(*, spec, grid, content_dim, groups, prefix=(), **own)`; `out_dim` is the target's width."""
+    `Router(*, spec, grid, content_dim, groups, prefix=(), **own)`; `out_dim` is the target's width, `groups` {group:
+    level names}. The routers of ahpa inherit `mix` from `ahpa.routers.base.GroupedRouter` and override `weights`."""
 
     out_dim: int
     used_levels: tuple[str, ...]
@@ -163,9 +164,13 @@ class Router(nn.Module):
         """t [B], content [B, N, D] -> ({group: [B, L]}, rows that sum to 1; inter [B, G])."""
         raise TypeError(f"{type(self).__name__} must define weights")
 
+    def mix(self, features: Features, intra: dict[str, Tensor], inter: Tensor) -> Tensor:
+        """The target [B, P+N, out_dim] for given weights, as `weights` returns them."""
+        raise TypeError(f"{type(self).__name__} must define mix")
+
     def forward(self, features: Features, t: Tensor, content: Tensor | None = None) -> Tensor:
         """-> the target [B, P+N, out_dim]."""
-        raise TypeError(f"{type(self).__name__} must define forward")
+        return self.mix(features, *self.weights(t, content))
 
 
 class Projector(nn.Module):

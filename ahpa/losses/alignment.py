@@ -1,0 +1,128 @@
+"""An alignment: a tapped block of the backbone is pulled towards a routed target (AHPA, Figure 3 and eq. 5).
+
+tap -> projector -> P [B, N, C];  prior -> router(t) -> T [B, N, C];  loss = weight * criterion(P, T)
+
+Nothing but this loss reaches the router (METHODS 11.2.5): `router_grad` says how. No diagnostic holds the word "loss",
+since every key that does is summed into the objective.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import ALIGNMENTS, LOSSES, PROJECTORS, ROUTERS, build, nearest
+from ..registry.contracts import Backbone, LevelSpec, Step
+from .schedules import build_weight, check_weight
+
+ROUTER_GRADS = ("target", "aux", "none")
+COSINE = dict(type="CosineLoss")
+
+
+def entropy(p: Tensor) -> Tensor:
+    """-sum p log p in nats over the last dimension, mean over the batch; rows are normalised to sum 1."""
+    p = p / p.sum(-1, keepdim=True).clamp_min(1e-12)
+    return -(p * p.clamp_min(1e-12).log()).sum(-1).mean()
+
+
+@ALIGNMENTS.register_module()
+class Alignment(nn.Module):
+    """One tapped block, one prior, a router, a projector and any number of criteria.
+
+    tap: block number from 1. source: the prior's name. criteria: {name: pair loss}, each with an optional `weight` of
+    its own. weight: a number or a schedule. router_grad: 'target' (the router learns through the target), 'aux' (the
+    criteria see a detached target; the router has its own term of `router_weight`), 'none' (the router is frozen).
+    entropy_weight: bonus for the entropies of alpha and beta against collapse. ValueError for what does not fit.
+    """
+
+    def __init__(self, *, name: str, spec: Mapping[str, LevelSpec], backbone: Backbone, tap: int, source: str,
+                 router=None, projector=None, criteria=None, weight=1.0, router_grad: str = "target",
+                 router_weight: float = 1.0, entropy_weight: float = 0.0):  # fmt: skip
+        super().__init__()
+        where = f"model.alignments.{name}"
+        if not isinstance(tap, int) or not 1 <= tap <= backbone.depth:
+            raise ValueError(f"tap: {tap!r} is not a block of the backbone; blocks are 1..{backbone.depth}.")
+        if router_grad not in ROUTER_GRADS:
+            raise ValueError(f"router_grad: {router_grad!r} is unknown{nearest(router_grad, ROUTER_GRADS)}")
+        self.name, self.tap, self.source, self.router_grad = name, tap, source, router_grad
+        self.weight = build_weight(weight, where=f"{where}.weight")
+        self.router_weight = check_weight("router_weight", router_weight)
+        self.entropy_weight = check_weight("entropy_weight", entropy_weight)
+        self.router = build(ROUTERS, router or dict(type="StaticRouter"), where=f"{where}.router",
+                            spec=spec, grid=backbone.grid, content_dim=backbone.hidden_size)  # fmt: skip
+        self.levels = self.router.used_levels
+        sizes = dict(dim=backbone.hidden_size, out_dim=self.router.out_dim)
+        self.projector = build(PROJECTORS, projector or dict(type="ConvProjector"), where=f"{where}.projector", **sizes)
+        self._build_criteria(dict(cosine=COSINE) if criteria is None else criteria, where)
+        if router_grad == "none":
+            self.router.requires_grad_(False)
+        self.learns = any(p.requires_grad for p in self.router.parameters())
+
+    def _build_criteria(self, criteria, where):
+        if not criteria:
+            raise ValueError("criteria: at least one pair loss is needed.")
+        self.criteria, self.shares = nn.ModuleDict(), {}
+        for key, cfg in criteria.items():
+            share = 1.0
+            if isinstance(cfg, Mapping) and "weight" in cfg:
+                share = check_weight(f"criteria.{key}.weight", cfg["weight"])
+                cfg = {option: value for option, value in cfg.items() if option != "weight"}
+            self.criteria[key] = build(LOSSES, cfg, where=f"{where}.criteria.{key}", dim=self.router.out_dim)
+            self.shares[key] = share
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Reads step.out.taps, step.noisy.t and step.features[source] -> terms 'loss_<name>_<criterion>' (weighted) and
+        diagnostics '<name>/...'."""
+        tokens = step.out.taps[self.tap]
+        content = tokens.tokens[:, tokens.prefix :]  # [B, N, D]
+        intra, inter = self.router.weights(step.noisy.t, content)
+        target = self.router.mix(step.features[self.source], intra, inter)  # T [B, N, C]
+        pred = self.projector(tokens)  # P [B, N, C]
+        weight, out = self.weight(step), {}
+        for key, value in self.compare(pred, target if self.router_grad == "target" else target.detach()).items():
+            out[f"loss_{self.name}_{key}"] = weight * self.share(key) * value
+            out[f"{self.name}/{key}"] = value.detach()
+        if self.learns:
+            out |= self.router_terms(pred, target, intra, inter, weight)
+        if step.diagnose:
+            out |= self.diagnostics(target.detach(), intra, inter)
+        return out
+
+    def compare(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Each criterion's bare value; a criterion that returns a dict gives one entry an item."""
+        values = {}
+        for key, criterion in self.criteria.items():
+            value = criterion(pred, target)
+            parts = {f"{key}_{part}": v for part, v in value.items()} if isinstance(value, Mapping) else {key: value}
+            values |= parts
+        return values
+
+    def share(self, key: str) -> float:
+        owner = max((name for name in self.shares if key == name or key.startswith(f"{name}_")), key=len)
+        return self.shares[owner]
+
+    def router_terms(self, pred, target, intra, inter, weight) -> dict[str, Tensor]:
+        """The router's own term under 'aux', and the bonus for entropy."""
+        out = {}
+        if self.router_grad == "aux":
+            values = self.compare(pred.detach(), target)
+            total = sum(self.share(key) * value for key, value in values.items())
+            out[f"loss_{self.name}_router"] = weight * self.router_weight * total
+        if self.entropy_weight:
+            bonus = entropy(inter) + sum(entropy(alpha) for alpha in intra.values())
+            out[f"loss_{self.name}_entropy"] = -self.entropy_weight * bonus
+        return out
+
+    @torch.no_grad()
+    def diagnostics(self, target: Tensor, intra: Mapping[str, Tensor], inter: Tensor) -> dict[str, Tensor]:
+        """What tells of a target that asks for little, or of a router that has collapsed.
+
+        constant_cosine: the mean cosine that the best constant vector reaches, |mean of the unit targets|; target_rms;
+        beta_<group>: batch means; entropy_inter, entropy_<group>: nats.
+        """
+        unit = target * (target.square().sum(-1, keepdim=True) + 1e-16).rsqrt()
+        out = {"constant_cosine": unit.mean((0, 1)).norm(), "target_rms": target.square().mean().sqrt()}
+        out["entropy_inter"] = entropy(inter)
+        for column, (group, alpha) in enumerate(intra.items()):
+            out[f"entropy_{group}"], out[f"beta_{group}"] = entropy(alpha), inter[:, column].mean()
+        return {f"{self.name}/{key}": value for key, value in out.items()}

@@ -1,0 +1,31 @@
+"""The flow-matching loss: mean square of prediction minus velocity (SiT eq. 5; REPA's reduction)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import FLOW_LOSSES
+from ..registry.contracts import Step
+from .schedules import check_weight
+
+
+@FLOW_LOSSES.register_module()
+class FlowMatchingLoss(nn.Module):
+    """Mean over the batch of the mean square over C, H, W, in float32, for each stream.
+
+    weights: {stream: weight}, 1 by default. The term of 'image' is `loss_flow`, of another stream `loss_flow_<stream>`.
+    """
+
+    def __init__(self, *, weights: Mapping[str, float] | None = None):
+        super().__init__()
+        self.weights = {name: check_weight(f"weights.{name}", value) for name, value in (weights or {}).items()}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        losses = {}
+        for name, pred in step.out.pred.items():
+            with torch.autocast(pred.device.type, enabled=False):
+                error = (pred.float() - step.noisy.target[name].float()).square().flatten(1).mean(1).mean()
+            key = "loss_flow" if name == "image" else f"loss_flow_{name}"
+            losses[key] = self.weights.get(name, 1.0) * error
+        return losses
