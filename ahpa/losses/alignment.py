@@ -2,7 +2,7 @@
 
 tap -> projector -> P [B, N, C];  prior -> router(t) -> T [B, N, C];  loss = weight * criterion(P, T)
 
-Nothing but this loss reaches the router (METHODS 11.2.5): `router_grad` says how. No diagnostic holds the word "loss",
+Nothing but this loss reaches the router (docs/method.md): `router_grad` says how. No diagnostic holds the word "loss",
 since every key that does is summed into the objective.
 """
 

@@ -44,8 +44,8 @@ class MLPProjector(Projector):
 
 @PROJECTORS.register_module()
 class ConvProjector(Projector):
-    """Convolutions over the token grid: `layers` - 1 blocks of conv, GroupNorm, SiLU, and a last conv (AHPA section
-    11.2 of METHODS, Table D.13: 3 x 3, one layer by default).
+    """Convolutions over the token grid: `layers` - 1 blocks of conv, GroupNorm, SiLU, and a last conv (AHPA
+    Table D.13: 3 x 3, one layer by default).
 
     kernel: odd. hidden_dim: width of the blocks, `out_dim` by default. norm_groups: by default the largest divisor of
     the width that divides 32 too. Tokens that are not of the grid cannot be projected: ValueError.
