@@ -1,0 +1,159 @@
+"""Class folders, or a zip of them, as a dataset: names -> labels, ADM's crop, an optional mirror.
+
+Files that are no picture are put aside with path and reason, and another picture of the same class takes the place; the
+run stops when there are too many. Nothing is unpacked, and nothing outside the given root is read.
+"""
+
+import io
+import os
+import warnings
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..registry import DATASETS, UserError
+from .transforms import adm_center_crop, to_rgb
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+ALLOWED_BAD = 10  # files that may be bad however small the set is
+FLIP_SALT = 0xF11B  # keeps the flip coins apart from other random streams of the same numbers
+HINT = "Give a folder or zip of class folders with --data DIR, or use --demo for the built-in images."
+
+
+def is_picture(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and name.lower().endswith(EXTENSIONS)
+
+
+def list_folder(root: Path) -> list[str]:
+    """Names of the pictures below `root`, relative and with '/', sorted: the same on every file system."""
+    found, open_folders = [], [""]
+    while open_folders:
+        folder = open_folders.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    if not entry.name.startswith("."):
+                        open_folders.append(name)
+                elif is_picture(name):
+                    found.append(name)
+    return sorted(found)
+
+
+def list_zip(path: Path) -> list[str]:
+    """Names of the pictures in a zip, sorted. UserError for a broken archive or a name that leads out of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is no readable zip: {error}") from error
+    for name in names:
+        if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name[:3]:
+            raise UserError(f"{path} holds the name {name!r}, which leads out of the archive; it is refused.")
+    return sorted(name for name in names if is_picture(name))
+
+
+def strip_common(names: list[str]) -> str:
+    """The folders that all names share above their class folder, with a trailing '/', or ''."""
+    common = ""
+    while names:
+        heads = {name[len(common) :].split("/")[0] for name in names}
+        deep = all(name[len(common) :].count("/") >= 2 for name in names)
+        if len(heads) > 1 or not deep:
+            return common
+        common += f"{heads.pop()}/"
+    return common
+
+
+@DATASETS.register_module()
+class ImageFolder(torch.utils.data.Dataset):
+    """Pictures in class folders, or in a zip of them: `<class>/**/<picture>`; classes are numbered by sorted name.
+
+    An item is `dict(image=uint8 [3, resolution, resolution], label=int, index=int)`; the key is an index or
+    `(index, epoch)`. flip mirrors half of them, a coin of (seed, epoch, index). max_bad_share: how many unreadable files
+    the set may hold (and ten in any case). UserError where there is nothing to read, or too much that is bad.
+    """
+
+    def __init__(self, *, root: str, resolution: int = 256, flip: bool = False, seed: int = 0,
+                 max_bad_share: float = 0.001):  # fmt: skip
+        if resolution < 8:
+            raise ValueError(f"ImageFolder: resolution must be at least 8, got {resolution}.")
+        self.root, self.resolution, self.flip, self.seed = Path(root).expanduser(), int(resolution), bool(flip), seed
+        if not self.root.exists():
+            raise UserError(f"there are no images at {self.root} (looked for a folder or a .zip). {HINT}")
+        self.zipped = self.root.is_file()
+        names = list_zip(self.root) if self.zipped else list_folder(self.root)
+        self.prefix = strip_common(names)
+        names = [name[len(self.prefix) :] for name in names]
+        loose = [name for name in names if "/" not in name]
+        if not names or len(loose) == len(names):
+            what = f"{len(loose)} pictures but no class folders" if loose else "no pictures"
+            raise UserError(f"{self.root} holds {what}; <class>/<picture> is expected ({', '.join(EXTENSIONS)}). {HINT}")
+        self.names = [name for name in names if "/" in name]
+        self.classes = tuple(sorted({name.split("/")[0] for name in self.names}))
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = [number[name.split("/")[0]] for name in self.names]
+        self.bad: dict[int, str] = {}
+        self.max_bad = max(ALLOWED_BAD, max_bad_share * len(self.names))
+        self._archive, self._owner = None, None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_archive": None, "_owner": None}  # each process opens the zip itself
+
+    def sample_id(self, index: int) -> str:
+        return self.names[index]
+
+    def _bytes(self, index):
+        name = self.prefix + self.names[index]
+        if not self.zipped:
+            return (self.root / name).read_bytes()
+        if self._owner != os.getpid():
+            self._archive, self._owner = zipfile.ZipFile(self.root), os.getpid()
+        return self._archive.read(name)
+
+    def _decode(self, index) -> np.ndarray:
+        """-> uint8 [H, W, 3]."""
+        with Image.open(io.BytesIO(self._bytes(index))) as image:
+            return np.asarray(adm_center_crop(to_rgb(image), self.resolution))
+
+    def _put_aside(self, index, error):
+        reason = f"{type(error).__name__}: {error}"
+        self.bad[index] = reason
+        warnings.warn(f"{self.names[index]} cannot be read and is left out ({reason})", RuntimeWarning, stacklevel=3)
+        if len(self.bad) > self.max_bad:
+            shown = "; ".join(f"{self.names[i]} ({why})" for i, why in list(self.bad.items())[:5])
+            raise UserError(f"{self.root}: {len(self.bad)} of {len(self)} pictures cannot be read, among them {shown}.")
+
+    def _same_class(self, index):
+        """The following pictures of the same class, round to the one before."""
+        count = len(self)
+        return (i % count for i in range(index + 1, index + count) if self.labels[i % count] == self.labels[index])
+
+    def _readable(self, index) -> tuple[int, np.ndarray]:
+        for candidate in (index, *self._same_class(index)) if index in self.bad else (index,):
+            if candidate not in self.bad:
+                try:
+                    return candidate, self._decode(candidate)
+                except Exception as error:  # PIL raises many kinds for broken files
+                    self._put_aside(candidate, error)
+        if index in self.bad and all(i in self.bad for i in self._same_class(index)):
+            raise UserError(f"{self.root}: no picture of the class {self.names[index].split('/')[0]!r} can be read.")
+        return self._readable(index)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"ImageFolder: index {index} is outside 0..{len(self) - 1}")
+        index, image = self._readable(int(index))
+        if self.flip and np.random.default_rng((self.seed, int(epoch), index, FLIP_SALT)).integers(2):
+            image = image[:, ::-1]
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return dict(image=pixels, label=self.labels[index], index=index)

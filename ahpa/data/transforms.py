@@ -1,0 +1,30 @@
+"""From a decoded picture to the square that is trained on: ADM's centre crop, and a faithful conversion to RGB."""
+
+import numpy as np
+from PIL import Image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB: the first frame of an animation; 16-bit gray scaled to 8 bits (PIL would clip it); transparency
+    over white. EXIF orientation is not applied, as in the field's loaders."""
+    if getattr(image, "is_animated", False):
+        image.seek(0)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def adm_center_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """ADM's preprocessing: halve with a box filter while the shorter side is at least twice the resolution, resize it
+    to the resolution bicubically, cut out the centre (guided-diffusion; DiT, SiT and REPA do the same)."""
+    while min(image.size) >= 2 * resolution:
+        image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
+    scale = resolution / min(image.size)
+    image = image.resize(tuple(round(side * scale) for side in image.size), resample=Image.Resampling.BICUBIC)
+    left, top = ((side - resolution) // 2 for side in image.size)
+    return image.crop((left, top, left + resolution, top + resolution))
