@@ -48,7 +48,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_source(tmp_path, config):
     options = ["model.flow_loss.at=[2, 3, 4, 5, 6]", "optim_wrapper.max_bad_steps=3", "hooks.checkpoints.interval=1"]
     done = train(tmp_path / "run", config=config, check=False, iters=9, options=options)
     assert done.returncode == 2, done.stderr
-    assert "3 steps in a row were not finite" in done.stderr and "the term loss_flow" in done.stderr
+    assert "3 steps in a row were not finite" in done.stderr and "the output of module flow_loss" in done.stderr
     assert "shapes/" in done.stderr and "--resume" in done.stderr
     assert _finite(final_state(tmp_path / "run"))
 

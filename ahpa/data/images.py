@@ -5,6 +5,7 @@ run stops when there are too many. Nothing is unpacked, and nothing outside the 
 """
 
 import io
+import itertools
 import os
 import warnings
 import zipfile
@@ -138,15 +139,14 @@ class ImageFolder(torch.utils.data.Dataset):
         return (i % count for i in range(index + 1, index + count) if self.labels[i % count] == self.labels[index])
 
     def _readable(self, index) -> tuple[int, np.ndarray]:
-        for candidate in (index, *self._same_class(index)) if index in self.bad else (index,):
+        """The picture, or the next of its class that can be read."""
+        for candidate in itertools.chain((index,), self._same_class(index)):
             if candidate not in self.bad:
                 try:
                     return candidate, self._decode(candidate)
                 except Exception as error:  # PIL raises many kinds for broken files
                     self._put_aside(candidate, error)
-        if index in self.bad and all(i in self.bad for i in self._same_class(index)):
-            raise UserError(f"{self.root}: no picture of the class {self.names[index].split('/')[0]!r} can be read.")
-        return self._readable(index)
+        raise UserError(f"{self.root}: no picture of the class {self.names[index].split('/')[0]!r} can be read.")
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)

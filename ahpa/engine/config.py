@@ -27,6 +27,7 @@ from ..registry import (
     check,
     nearest,
 )
+from ..registry.registry import parameters
 
 NEEDED = ("model", "train_dataloader", "optim_wrapper", "train_cfg")
 KEYS = (*NEEDED, "param_scheduler", "hooks", "visualizer", "randomness", "work_dir", "compile", "launcher",
@@ -98,14 +99,19 @@ def check_keys(cfg: Mapping) -> None:
 
 
 def check_data(cfg: Mapping) -> None:
-    loader = dict(cfg["train_dataloader"])
+    loader = {"type": "CursorLoader", **cfg["train_dataloader"]}
+    known, _ = parameters(LOADERS.get(loader["type"]))
+    valid = {"type", "dataset", "global_batch_size"} | set(known) - set(LOADER_DERIVED)
+    for key in loader:
+        if key not in valid:
+            raise ConfigError(f"train_dataloader has no option {key!r}{nearest(key, valid)}")
     if "dataset" not in loader:
         raise ConfigError(f"train_dataloader lacks 'dataset'; it has {', '.join(loader) or 'nothing'}.")
     dataset, size = loader.pop("dataset"), loader.pop("global_batch_size", None)
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f"train_dataloader.global_batch_size: must be a whole number above 0, got {size!r}.")
     check(DATASETS, dataset, where="train_dataloader.dataset")
-    check(LOADERS, {"type": "CursorLoader", **loader}, where="train_dataloader", derived=LOADER_DERIVED)
+    check(LOADERS, loader, where="train_dataloader", derived=LOADER_DERIVED)
 
 
 def check_training(cfg: Mapping) -> None:

@@ -17,7 +17,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def check_precision(precision: str) -> str:
     if precision not in DTYPES:
-        raise ValueError(f"precision: {precision!r} is unknown{nearest(precision, DTYPES)}")
+        raise ConfigError(f"precision: {precision!r} is unknown{nearest(precision, DTYPES)}")
     return precision
 
 

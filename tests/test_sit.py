@@ -1,0 +1,212 @@
+"""SiT against a slow reference written out with plain operations, the papers' parameter counts, and the layout's keys."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ahpa.backbones.layers import sincos_2d
+from ahpa.registry import BACKBONES, CONDITIONERS, ConfigError, build
+from ahpa.registry.contracts import Step
+from ahpa.testing import check_backbone
+
+TINY = dict(type="SiT", depth=3, hidden_size=48, num_heads=4, num_classes=10)
+SIZES = dict(input_size=8, in_channels=4)
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    model = build(BACKBONES, {**TINY, **changes}, **SIZES)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model.eval()
+
+
+def inputs():
+    values = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 4, 8, 8, generator=values)
+    return {"image": x}, torch.tensor([0.0, 0.37, 1.0]), torch.tensor([0, 9, 10])
+
+
+def positions(dim, grid):
+    """MAE's table, number by number: the column fills the first half of the channels, the row the second."""
+    table = torch.zeros(grid * grid, dim)
+    quarter = dim // 4
+    for row in range(grid):
+        for column in range(grid):
+            for i in range(quarter):
+                rate = 1 / 10000 ** (i / quarter)
+                values = (math.sin(column * rate), math.cos(column * rate), math.sin(row * rate), math.cos(row * rate))
+                for part, value in enumerate(values):
+                    table[row * grid + column, part * quarter + i] = value
+    return table
+
+
+def norm(x):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+
+def attention(w, prefix, x, heads):
+    batch, count, dim = x.shape
+    q, k, v = (x @ w[f"{prefix}.qkv.weight"].T + w[f"{prefix}.qkv.bias"]).split(dim, -1)
+    out = torch.zeros_like(x)
+    for head in range(heads):
+        part = slice(head * dim // heads, (head + 1) * dim // heads)
+        scores = torch.einsum("bnd,bmd->bnm", q[..., part], k[..., part]) / math.sqrt(dim // heads)
+        out[..., part] = torch.einsum("bnm,bmd->bnd", scores.exp() / scores.exp().sum(-1, keepdim=True), v[..., part])
+    return out @ w[f"{prefix}.proj.weight"].T + w[f"{prefix}.proj.bias"]
+
+
+def reference(w, x, t, label, *, depth, heads, dim, patch=2):
+    """The forward pass from the state dict alone -> (velocity, outputs of the blocks)."""
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    grid = x.shape[-1] // patch
+    tokens = []
+    for row in range(grid):
+        for column in range(grid):
+            cell = x[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            tokens.append(cell.flatten(1) @ w["x_embedder.proj.weight"].flatten(1).T + w["x_embedder.proj.bias"])
+    h = torch.stack(tokens, 1) + positions(dim, grid)
+    rate = torch.tensor([10000 ** (-i / 128) for i in range(128)])
+    wave = torch.cat([(t[:, None] * rate).cos(), (t[:, None] * rate).sin()], -1)
+    c = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", wave))) + w["y_embedder.embedding_table.weight"][label]
+    outputs = []
+    for i in range(depth):
+        b = f"blocks.{i}"
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear(f"{b}.adaLN_modulation.1", F.silu(c))[:, None].split(dim, -1)
+        h = h + gate1 * attention(w, f"{b}.attn", norm(h) * (1 + scale1) + shift1, heads)
+        inner = linear(f"{b}.mlp.fc1", norm(h) * (1 + scale2) + shift2)
+        gelu = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+        h = h + gate2 * linear(f"{b}.mlp.fc2", gelu)
+        outputs.append(h)
+    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(c))[:, None].split(dim, -1)
+    patches = linear("final_layer.linear", norm(h) * (1 + scale) + shift)
+    image = torch.zeros_like(x)
+    for n in range(grid * grid):
+        row, column = divmod(n, grid)
+        cell = patches[:, n].view(-1, patch, patch, x.shape[1]).permute(0, 3, 1, 2)
+        image[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = cell
+    return image, outputs
+
+
+def test_against_the_written_out_reference():
+    model, (x, t, label) = tiny(), inputs()
+    out = model(x, t, label, taps=frozenset({1, 2, 3}))
+    image, blocks = reference(model.state_dict(), x["image"], t, label, depth=3, heads=4, dim=48)
+    torch.testing.assert_close(out.pred["image"], image, rtol=1e-4, atol=1e-5)
+    for number, tokens in out.taps.items():  # tap k is the output of the k-th block, from 1
+        torch.testing.assert_close(tokens.tokens, blocks[number - 1], rtol=1e-4, atol=1e-5)
+        assert tokens.prefix == 0 and tokens.grid == (4, 4)
+
+
+def test_positions():
+    torch.testing.assert_close(sincos_2d(48, (4, 4))[0], positions(48, 4), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(qk_norm=True), dict(patch_size=4), dict(patch_size=8)], ids=str)
+def test_contract(changes):
+    check_backbone({**TINY, **changes})
+
+
+# METHODS section 12: bare parameters in millions, 4 channels, 1000 classes, patch 2
+@pytest.mark.parametrize("size, millions", [((12, 768, 12), 130.30), ((24, 1024, 16), 457.82), ((28, 1152, 16), 674.82)])
+def test_parameter_counts_of_the_papers(size, millions):
+    with torch.device("meta"):
+        sizes = dict(zip(("depth", "hidden_size", "num_heads"), size, strict=True))
+        model = build(BACKBONES, dict(type="SiT", **sizes), input_size=32, in_channels=4)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_forward_cost_of_xl_in_both_countings():
+    """PERFORMANCE: 118.6 GMAC with attention's products; 114.456 without them holds fvcore's LayerNorms (.07) too."""
+    from ahpa.analysis.cost import backbone_macs
+
+    with torch.device("meta"):
+        cfg = dict(type="SiT", depth=28, hidden_size=1152, num_heads=16)
+        model = build(BACKBONES, cfg, input_size=32, in_channels=4)
+    both = backbone_macs(model) / 1e9
+    attention_products = 2 * 28 * 256**2 * 1152 / 1e9
+    assert both == pytest.approx(118.6, abs=0.05)
+    assert both - attention_products == pytest.approx(114.389, abs=0.01)
+
+
+def test_keys_are_those_of_the_published_layout():
+    block = {f"attn.{n}" for n in ("qkv", "proj")} | {f"mlp.{n}" for n in ("fc1", "fc2")} | {"adaLN_modulation.1"}
+    modules = {"x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2", "final_layer.linear",
+               "final_layer.adaLN_modulation.1"} | {f"blocks.{i}.{n}" for i in range(3) for n in block}  # fmt: skip
+    wanted = {f"{m}.{kind}" for m in modules for kind in ("weight", "bias")} | {"y_embedder.embedding_table.weight"}
+    state = tiny().state_dict()
+    assert set(state) == wanted
+    assert state["y_embedder.embedding_table.weight"].shape == (11, 48)
+    assert state["blocks.0.adaLN_modulation.1.weight"].shape == (288, 48)
+    assert state["final_layer.linear.weight"].shape == (16, 48)
+
+
+def test_starts_at_zero_and_as_the_identity():
+    model = build(BACKBONES, TINY, **SIZES)
+    x, t, label = inputs()
+    out = model(x, t, label, taps=frozenset({1, 3}))
+    assert (out.pred["image"] == 0).all()
+    assert torch.equal(out.taps[1].tokens, out.taps[3].tokens)
+    limit = math.sqrt(6 / (48 + 144))
+    weight = model.blocks[0].attn.qkv.weight.detach()
+    assert weight.abs().max() <= limit and weight.std() == pytest.approx(limit / math.sqrt(3), rel=0.05)
+    assert model.y_embedder.embedding_table.weight.detach().std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    (x, t, label), grads = inputs(), []
+    for flag in (False, True):
+        model = tiny(gradient_checkpointing=flag).train()
+        out = model(x, t, label, taps=frozenset({2}))
+        (out.pred["image"].square().mean() + out.taps[2].tokens.square().mean()).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+def test_blocks_compile_without_breaks():
+    model, (x, t, label) = tiny(), inputs()
+    eager = model(x, t, label).pred["image"]
+    for block in model.blocks:
+        block.compile(dynamic=False, fullgraph=True)
+    torch.testing.assert_close(model(x, t, label).pred["image"], eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [(dict(num_heads=5), "num_heads"), (dict(patch_size=3), "patch_size"), (dict(depth=0), "depth"),
+     (dict(hidden_size=50, num_heads=5), "multiple of 4"), (dict(num_classes=0), "num_classes")], ids=str)  # fmt: skip
+def test_mistakes(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(BACKBONES, {**TINY, **changes}, **SIZES)
+
+
+def test_a_tap_that_is_not_there():
+    with pytest.raises(ValueError, match=r"1\.\.3"):
+        tiny()(*inputs(), taps=frozenset({4}))
+
+
+def labels(dropout, seed, count=20_000):
+    conditioner = build(CONDITIONERS, dict(type="ClassLabels", dropout=dropout), num_classes=10)
+    label = torch.arange(count) % 10
+    return conditioner(Step(batch={"label": label}, generator=torch.Generator().manual_seed(seed))), label
+
+
+def test_label_dropout():
+    dropped, label = labels(0.1, 0)
+    assert set(dropped[dropped != label].tolist()) == {10}
+    assert float((dropped == 10).float().mean()) == pytest.approx(0.1, abs=0.008)
+    assert torch.equal(dropped, labels(0.1, 0)[0]) and not torch.equal(dropped, labels(0.1, 1)[0])
+    assert torch.equal(*labels(0.0, 0)) and (labels(1.0, 0)[0] == 10).all()
+
+
+def test_labels_out_of_range_are_refused():
+    conditioner = build(CONDITIONERS, dict(type="ClassLabels"), num_classes=10)
+    for wrong in (-1, 10):
+        with pytest.raises(ValueError, match=r"0\.\.9"):
+            conditioner(Step(batch={"label": torch.tensor([1, wrong])}))
+    assert conditioner.null(3, "cpu").tolist() == [10, 10, 10]
