@@ -77,7 +77,7 @@ class RoutingPolicy(Hook):
     """Writes each alignment's routing policy as PNG and CSV every `interval` iterations and at the end."""
 
     priority = "LOW"
-    demo = dict(interval=150)
+    demo = dict(interval=300)
 
     def __init__(self, *, interval: int = 10_000):
         self.interval = check_interval("RoutingPolicy", interval)
