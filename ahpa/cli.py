@@ -69,7 +69,9 @@ def train(cfg, *, resume: bool) -> int:
 
 def describe(dataset) -> str:
     names = getattr(dataset, "classes", ())
-    return f"{len(dataset)} images, {len(names)} classes ({', '.join(map(str, names[:10]))}{', ...' * (len(names) > 10)})"
+    return (
+        f"{len(dataset)} images, {len(names)} classes ({', '.join(map(str, names[:10]))}{', ...' * (len(names) > 10)})"
+    )
 
 
 def dry_run(cfg) -> int:

@@ -83,5 +83,7 @@ def test_overhead_per_iteration(benchmark, tmp_path, start):
     plain = (time.process_time() - began) / ITERATIONS
     assert loop.iter == start + ITERATIONS
     benchmark.extra_info.update(ours_us=round(1e6 * ours, 1), plain_us=round(1e6 * plain, 1))
-    print(f"\nloop {1e6 * ours:.0f} us, plain {1e6 * plain:.0f} us, overhead {1e6 * (ours - plain):.0f} us an iteration")
+    print(
+        f"\nloop {1e6 * ours:.0f} us, plain {1e6 * plain:.0f} us, overhead {1e6 * (ours - plain):.0f} us an iteration"
+    )
     benchmark.pedantic(lambda: None, rounds=1)

@@ -41,7 +41,10 @@ def written_out(alignment, step, h):
         for i in (0, 2, 4, 6):
             e = w[f"router.mlp.{i}.weight"] @ e + w[f"router.mlp.{i}.bias"]
             e = e * torch.sigmoid(e) if i < 6 else e
-        alphas, betas = [e[:4].exp() / e[:4].exp().sum(), e[4:8].exp() / e[4:8].exp().sum()], e[8:].exp() / e[8:].exp().sum()
+        alphas, betas = (
+            [e[:4].exp() / e[:4].exp().sum(), e[4:8].exp() / e[4:8].exp().sum()],
+            e[8:].exp() / e[8:].exp().sum(),
+        )
         groups = []
         for g, levels in enumerate((names[:4], names[4:])):
             mixed = 0
@@ -100,7 +103,9 @@ def test_weights_and_schedules():
     torch.testing.assert_close(halved["loss_main_cosine"], 0.5 * bare["loss_main_cosine"])
     torch.testing.assert_close(halved["main/cosine"], bare["main/cosine"])
     scheduled = make(weight=dict(type="LinearSchedule", start=1.0, end=0.0))
-    torch.testing.assert_close(scheduled(make_step(progress=0.75)[0])["loss_main_cosine"], 0.25 * bare["loss_main_cosine"])
+    torch.testing.assert_close(
+        scheduled(make_step(progress=0.75)[0])["loss_main_cosine"], 0.25 * bare["loss_main_cosine"]
+    )
     two = make(criteria=dict(cosine=dict(type="CosineLoss"), near=dict(type="L1Loss", weight=0.1)))(make_step()[0])
     torch.testing.assert_close(two["loss_main_near"], 0.1 * two["main/near"])
     torch.testing.assert_close(two["loss_main_cosine"], bare["loss_main_cosine"])

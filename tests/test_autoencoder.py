@@ -17,16 +17,12 @@ from safetensors.torch import save_file
 
 from ahpa.priors.autoencoder import from_ldm
 from ahpa.priors.sources import BUNDLED
-from ahpa.registry import AUTOENCODERS, ConfigError, PRIORS, UserError, build
+from ahpa.registry import AUTOENCODERS, PRIORS, ConfigError, UserError, build
 from ahpa.registry.contracts import Step
 from ahpa.testing import check_autoencoder, check_prior
 
-NAMES = ("conv_in down0.res0 down0.res1 down0.down down1.res0 down1.res1 down1.down down2.res0 down2.res1 down2.down "
-         "down3.res0 down3.res1 mid.res0 mid.attn mid.res1").split()  # fmt: skip
-MODULES = ("conv_in down_blocks.0.resnets.0 down_blocks.0.resnets.1 down_blocks.0.downsamplers.0 down_blocks.1.resnets.0 "
-           "down_blocks.1.resnets.1 down_blocks.1.downsamplers.0 down_blocks.2.resnets.0 down_blocks.2.resnets.1 "
-           "down_blocks.2.downsamplers.0 down_blocks.3.resnets.0 down_blocks.3.resnets.1 mid_block.resnets.0 "
-           "mid_block.attentions.0 mid_block.resnets.1").split()  # fmt: skip
+NAMES = ["conv_in", "down0.res0", "down0.res1", "down0.down", "down1.res0", "down1.res1", "down1.down", "down2.res0", "down2.res1", "down2.down", "down3.res0", "down3.res1", "mid.res0", "mid.attn", "mid.res1"]  # fmt: skip
+MODULES = ["conv_in", "down_blocks.0.resnets.0", "down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "down_blocks.1.resnets.0", "down_blocks.1.resnets.1", "down_blocks.1.downsamplers.0", "down_blocks.2.resnets.0", "down_blocks.2.resnets.1", "down_blocks.2.downsamplers.0", "down_blocks.3.resnets.0", "down_blocks.3.resnets.1", "mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]  # fmt: skip
 
 
 def tokenizer(**options):

@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _state(seed=0):
     values = torch.Generator().manual_seed(seed)
-    return dict(model={"w": torch.randn(500, 100, generator=values)}, meta=dict(iteration=seed, config={"a": [1, None]}))
+    return dict(
+        model={"w": torch.randn(500, 100, generator=values)}, meta=dict(iteration=seed, config={"a": [1, None]})
+    )
 
 
 def _save(folder, *iterations):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from support.runs import (
     ROOT,
     assert_same_state,
@@ -16,7 +15,6 @@ from support.runs import (
     final_state,
     scalars,
     stable,
-    train,
     wait_for_iteration,
 )
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from support.runs import final_state, scalars, train
 
 IMPORTS = "custom_imports=dict(imports=['support.poison'])"

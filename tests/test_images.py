@@ -110,7 +110,11 @@ def test_a_zip_that_leads_out_is_refused(tmp_path, name):
 
 
 def test_bad_pictures_are_put_aside_and_replaced(tree):
-    for name, data in (("broken.jpg", (tree / "cat" / "a.jpg").read_bytes()[:300]), ("empty.png", b""), ("words.jpg", b"hi")):
+    for name, data in (
+        ("broken.jpg", (tree / "cat" / "a.jpg").read_bytes()[:300]),
+        ("empty.png", b""),
+        ("words.jpg", b"hi"),
+    ):
         (tree / "cat" / name).write_bytes(data)
     data = folder(root=str(tree))
     bad = [i for i in range(len(data)) if data.sample_id(i) in ("cat/broken.jpg", "cat/empty.png", "cat/words.jpg")]
@@ -163,7 +167,10 @@ def test_mirrors_are_a_coin_of_seed_epoch_and_index(tree):
 def test_real_archives(shared):
     imagenet = folder(root=str(shared / "data" / "imagenet256-sample.zip"), resolution=256)
     assert len(imagenet) == len(imagenet.classes) == 1000 and imagenet[7]["image"].shape == (3, 256, 256)
-    with zipfile.ZipFile(shared / "data" / "imagenet256-sample.zip") as archive, archive.open(imagenet.names[7]) as file:
+    with (
+        zipfile.ZipFile(shared / "data" / "imagenet256-sample.zip") as archive,
+        archive.open(imagenet.names[7]) as file,
+    ):
         wanted = np.asarray(Image.open(file).convert("RGB"))
     assert np.array_equal(imagenet[7]["image"].permute(1, 2, 0).numpy(), wanted), "256 px pictures come as they are"
     cifar = folder(root=str(shared / "data" / "cifar10-train.zip"), resolution=64)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-
 from support.runs import train
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "library.md").read_text()
@@ -16,7 +15,7 @@ LOOP, SAMPLE = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 def test_a_plain_loop_trains_a_users_transformer():
     torch.manual_seed(0)
     names = {}
-    exec(compile(LOOP, "docs/library.md", "exec"), names)  # noqa: S102
+    exec(compile(LOOP, "docs/library.md", "exec"), names)
     history = names["history"]
     assert len(history) == 8 and all(torch.isfinite(torch.tensor(history)))
     assert history[-1] < history[0]
@@ -33,6 +32,6 @@ def run(tmp_path_factory):
 
 def test_sampling_from_a_checkpoint(run, tmp_path):
     names = dict(checkpoint=run, out=tmp_path / "grid.png")
-    exec(compile(SAMPLE, "docs/library.md", "exec"), names)  # noqa: S102
+    exec(compile(SAMPLE, "docs/library.md", "exec"), names)
     assert names["images"].shape == (4, 3, 64, 64) and names["images"].dtype == torch.uint8
     assert Image.open(tmp_path / "grid.png").size == (2 * 66 + 2, 2 * 66 + 2)

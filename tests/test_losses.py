@@ -142,7 +142,10 @@ def test_conv_blocks_are_conv_norm_silu():
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
 def test_mlp_written_out(depth):
-    projector, given = build(PROJECTORS, dict(type="MLPProjector", depth=depth, hidden_dim=7), dim=4, out_dim=5), tokens(4)
+    projector, given = (
+        build(PROJECTORS, dict(type="MLPProjector", depth=depth, hidden_dim=7), dim=4, out_dim=5),
+        tokens(4),
+    )
     state, x = projector.state_dict(), given.tokens
     for i in range(depth):
         x = x @ state[f"mlp.{2 * i}.weight"].T + state[f"mlp.{2 * i}.bias"]
@@ -168,7 +171,10 @@ def test_a_convolution_refuses_prefix_tokens_and_an_mlp_takes_them():
 
 SHAPES = {
     "Constant": (dict(value=0.3), lambda p: 0.3),
-    "LinearSchedule": (dict(start=1.0, end=0.2, begin=0.2, until=0.6), lambda p: 1 - 0.8 * min(max((p - 0.2) / 0.4, 0), 1)),
+    "LinearSchedule": (
+        dict(start=1.0, end=0.2, begin=0.2, until=0.6),
+        lambda p: 1 - 0.8 * min(max((p - 0.2) / 0.4, 0), 1),
+    ),
     "CosineSchedule": (dict(start=0.0, end=1.0), lambda p: (1 - math.cos(math.pi * p)) / 2),
     "StepSchedule": (dict(values={0: 1.0, 0.5: 0.1}), lambda p: 1.0 if p < 0.5 else 0.1),
     "EarlyStop": (dict(value=0.5, until=0.6), lambda p: 0.5 if p < 0.6 else 0.0),
@@ -199,5 +205,7 @@ def test_flow_loss_written_out():
     step = Step(batch={}, noisy=noisy, out=Denoised({"image": pred, "cls": cls}, {}))
     out = build(FLOW_LOSSES, dict(type="FlowMatchingLoss", weights=dict(cls=0.03)))(step)
     assert set(out) == {"loss_flow", "loss_flow_cls"}
-    assert float(out["loss_flow"]) == pytest.approx(sum((pred - target).flatten().tolist()[i] ** 2 for i in range(48)) / 48)
+    assert float(out["loss_flow"]) == pytest.approx(
+        sum((pred - target).flatten().tolist()[i] ** 2 for i in range(48)) / 48
+    )
     assert float(out["loss_flow_cls"]) == pytest.approx(0.03 * float((cls - cls_target).square().mean()))

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.runs import ROOT, environment
+from test_configs import arguments
 
 from ahpa import cli
 from ahpa.registry import ConfigError, UserError
-from support.runs import ROOT, environment
-from test_configs import arguments
 
 A = "model.alignments.main"
 MISTAKES = {  # option -> what the message must hold
@@ -88,7 +87,11 @@ def test_exit_code_2_before_anything_is_touched(tmp_path, dry):
          "--cfg-options", "model.alignments.main.router.bin=5"],
         capture_output=True, text=True, cwd=ROOT, env=environment())  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: model.alignments.main.router: LUTRouter has no option 'bin'")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: model.alignments.main.router: LUTRouter has no option 'bin'")
+    )
     assert "Traceback" not in done.stderr and "bins" in done.stderr
     assert "imported []" in done.stdout and not work.exists()
 
@@ -111,5 +114,3 @@ def test_an_autoencoder_that_is_not_there(tmp_path):
             capture_output=True, text=True, cwd=ROOT, env=environment(HF_HOME=str(tmp_path / "hf")))  # fmt: skip
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert vae in done.stderr and "--vae" in done.stderr
-
-

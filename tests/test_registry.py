@@ -82,7 +82,9 @@ class FakeEntry:
 
 
 def test_a_plugin_that_fails_is_named_and_everything_else_works(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [FakeEntry()] if group == "ahpa.plugins" else [])
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [FakeEntry()] if group == "ahpa.plugins" else []
+    )
     for name, value in (("_failed", {}), ("_loaded", {}), ("_done", False)):
         monkeypatch.setattr(plugins, name, value)
     with pytest.warns(UserWarning, match="'broken'.*libmissing.so"):

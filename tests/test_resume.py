@@ -3,7 +3,6 @@
 import signal
 
 import pytest
-
 from support.runs import (
     assert_same_state,
     final_state,

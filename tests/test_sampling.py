@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.runs import ROOT, environment, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from ahpa.engine.inference import Generator
 from ahpa.registry import PRIORS, PROJECTORS, ROUTERS, UserError
-from support.runs import ROOT, environment, train
 
 
 @pytest.fixture(scope="module")

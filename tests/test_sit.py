@@ -71,11 +71,16 @@ def reference(w, x, t, label, *, depth, heads, dim, patch=2):
     h = torch.stack(tokens, 1) + positions(dim, grid)
     rate = torch.tensor([10000 ** (-i / 128) for i in range(128)])
     wave = torch.cat([(t[:, None] * rate).cos(), (t[:, None] * rate).sin()], -1)
-    c = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", wave))) + w["y_embedder.embedding_table.weight"][label]
+    c = (
+        linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", wave)))
+        + w["y_embedder.embedding_table.weight"][label]
+    )
     outputs = []
     for i in range(depth):
         b = f"blocks.{i}"
-        shift1, scale1, gate1, shift2, scale2, gate2 = linear(f"{b}.adaLN_modulation.1", F.silu(c))[:, None].split(dim, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear(f"{b}.adaLN_modulation.1", F.silu(c))[:, None].split(
+            dim, -1
+        )
         h = h + gate1 * attention(w, f"{b}.attn", norm(h) * (1 + scale1) + shift1, heads)
         inner = linear(f"{b}.mlp.fc1", norm(h) * (1 + scale2) + shift2)
         gelu = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
@@ -111,7 +116,9 @@ def test_contract(changes):
 
 
 # METHODS section 12: bare parameters in millions, 4 channels, 1000 classes, patch 2
-@pytest.mark.parametrize("size, millions", [((12, 768, 12), 130.30), ((24, 1024, 16), 457.82), ((28, 1152, 16), 674.82)])
+@pytest.mark.parametrize(
+    "size, millions", [((12, 768, 12), 130.30), ((24, 1024, 16), 457.82), ((28, 1152, 16), 674.82)]
+)
 def test_parameter_counts_of_the_papers(size, millions):
     with torch.device("meta"):
         sizes = dict(zip(("depth", "hidden_size", "num_heads"), size, strict=True))

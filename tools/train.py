@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout works without an install
-from ahpa.registry import UserError  # noqa: E402
+from ahpa.registry import UserError
 
 
 def parse(arguments=None) -> argparse.Namespace:

@@ -24,8 +24,14 @@ class ClassLabels(nn.Module):
         """step.batch['label'] [B] long -> [B] long with some of them null. ValueError for labels out of range (looked
         at on the CPU only: on a GPU that would wait for the device)."""
         label = step.batch["label"]
-        if label.device.type == "cpu" and len(label) and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes:
-            raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}.")
+        if (
+            label.device.type == "cpu"
+            and len(label)
+            and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes
+        ):
+            raise ValueError(
+                f"labels must be in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}."
+            )
         drop = torch.rand(len(label), generator=step.generator, device=label.device) < self.dropout
         return torch.where(drop, self.num_classes, label)
 

@@ -94,7 +94,9 @@ class ImageFolder(torch.utils.data.Dataset):
         loose = [name for name in names if "/" not in name]
         if not names or len(loose) == len(names):
             what = f"{len(loose)} pictures but no class folders" if loose else "no pictures"
-            raise UserError(f"{self.root} holds {what}; <class>/<picture> is expected ({', '.join(EXTENSIONS)}). {HINT}")
+            raise UserError(
+                f"{self.root} holds {what}; <class>/<picture> is expected ({', '.join(EXTENSIONS)}). {HINT}"
+            )
         self.names = [name for name in names if "/" in name]
         self.classes = tuple(sorted({name.split("/")[0] for name in self.names}))
         number = {name: i for i, name in enumerate(self.classes)}

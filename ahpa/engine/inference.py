@@ -91,4 +91,3 @@ class Generator:
                 latent = draw(velocity, start, steps=steps, path=self.flow.path, noise=noise)["image"]
             images = self.tokenizer.decode(latent.float())
             yield (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-

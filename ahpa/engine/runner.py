@@ -235,5 +235,3 @@ def find_resumable(work_dir: Path, rank: int) -> Path | None:
     if answer[0] is None and rank == 0:
         print(f"--resume: no checkpoint in {work_dir / 'checkpoints'}; starting from the beginning.", flush=True)
     return answer[0]
-
-

@@ -22,7 +22,11 @@ KNOWN = {  # hub ids whose topology is known without asking the hub (their confi
     "madebyollin/sdxl-vae-fp16-fix": {**SD, "scaling_factor": 0.13025},
 }
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
 HINT = "Point to a copy with --vae PATH (a diffusers folder or a single file), or use --demo for the bundled one."
 
 
@@ -43,7 +47,9 @@ def find(source: str, subfolder: str | None = None) -> Source:
         for place in [path / subfolder] if subfolder else [path, path / "vae"]:
             if (place / "config.json").exists():
                 return _folder(place)
-        raise UserError(f"the autoencoder's folder {path} has no {subfolder or '.'}/config.json (diffusers layout). {HINT}")
+        raise UserError(
+            f"the autoencoder's folder {path} has no {subfolder or '.'}/config.json (diffusers layout). {HINT}"
+        )
     if path.is_file():
         return Source("file", path, _config_of_file(path))
     if looks_like_path(source):
@@ -141,9 +147,14 @@ def missing(source: str, error: Exception) -> str:
     """The message for a hub id that cannot be got."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    place = "the hub was not asked (HF_HUB_OFFLINE is set)" if offline() else "the hub could not be reached or has no such id"
+    place = (
+        "the hub was not asked (HF_HUB_OFFLINE is set)"
+        if offline()
+        else "the hub could not be reached or has no such id"
+    )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"the autoencoder {source!r} was not found: it is not in the local cache {HF_HUB_CACHE}, and {place} ({reason[:160]}). {HINT}"
+    looked = f"it is not in the local cache {HF_HUB_CACHE}, and {place} ({reason[:160]})"
+    return f"the autoencoder {source!r} was not found: {looked}. {HINT}"
 
 
 def fingerprint(source: Source, state: dict) -> str:

@@ -9,7 +9,7 @@ from mmengine import registry as _mm
 from .errors import ConfigError, UserError, nearest
 from .registry import ComponentRegistry, build, check
 
-__all__ = ["ConfigError", "UserError", "build", "check", "nearest", "ComponentRegistry"]
+__all__ = ["ComponentRegistry", "ConfigError", "UserError", "build", "check", "nearest"]
 
 
 def _own(name, *locations):

@@ -57,8 +57,10 @@ class Encoded(NamedTuple):
     taps: Features
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise
+        """A draw from the posterior [B, C, h, w]."""
+        mean, std = self.mean, self.std
+        assert mean is not None and std is not None, "this pass was asked for taps only"
+        return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
 
 @dataclass

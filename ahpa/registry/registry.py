@@ -37,9 +37,12 @@ class ComponentRegistry(Registry):
             raise ConfigError(f"a {self.name}'s type must be a name, got {key!r}.")
         self.import_from_location()
         name = key.removeprefix(f"{self.scope}.")
-        for attempt in (self._find, lambda name: plugins.load() or self._find(name)):
-            if (found := attempt(name)) is not None:
-                return found
+        found = self._find(name)
+        if found is None:
+            plugins.load()
+            found = self._find(name)
+        if found is not None:
+            return found
         raise ConfigError(f"no {self.name} is called {key!r}{nearest(key, self.names())}{plugins.failures()}")
 
     def _find(self, name):
@@ -64,7 +67,7 @@ def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     found: dict[str, inspect.Parameter] = {}
     sources = [component]
     if inspect.isclass(component):
-        sources = [cls.__init__ for cls in component.__mro__ if "__init__" in vars(cls)]
+        sources = [vars(cls)["__init__"] for cls in component.__mro__ if "__init__" in vars(cls)]
     for source in sources:
         try:
             signature = inspect.signature(source)
