@@ -1,0 +1,10 @@
+"""The same as ahpa_sit-b_taef2.py for an installed package: no `custom_imports`, the entry point brings the components.
+
+Command: python tools/train.py examples/custom_prior/configs/ahpa_sit-b_taef2_installed.py --data DIR --cfg-options
+    model.tokenizer.encoder=PATH model.tokenizer.decoder=PATH
+Hardware: one GPU of 80 GB suggested; time not measured. Paper: not a row of a table.
+"""
+
+_base_ = ["../../../configs/ahpa_sit-b.py"]
+_base_.model.tokenizer = dict(type="TAEF2", encoder="taef2_encoder.safetensors", decoder="taef2_decoder.safetensors")
+_base_.model.priors = dict(vae=dict(type="TAEF2Taps"))
