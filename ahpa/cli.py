@@ -9,7 +9,7 @@ from . import demo
 from .analysis.cost import cost_report
 from .engine import config as configs
 from .engine.plain import to_plain
-from .registry import DATASETS, UserError, build
+from .registry import UserError
 
 
 def training_config(args):
@@ -32,8 +32,6 @@ def training_config(args):
     name = Path(args.config).stem + ("_demo" if args.demo else "")
     cfg["work_dir"] = args.work_dir or cfg.get("work_dir") or f"work_dirs/{name}"
     configs.check_config(cfg)
-    if args.data and not args.dry_run:
-        fit_classes(cfg)
     return cfg
 
 
@@ -43,21 +41,11 @@ def image_folder(cfg, root):
                 flip=cfg["train_dataloader"]["dataset"].get("flip", False))  # fmt: skip
 
 
-def fit_classes(cfg):
-    """With --data the number of classes is that of the folders."""
-    names = build(DATASETS, cfg["train_dataloader"]["dataset"], where="train_dataloader.dataset").classes
-    backbone = cfg["model"]["backbone"]
-    known = backbone.get("num_classes", 1000)
-    if len(names) != known:
-        print(f"--data: {len(names)} classes, so model.backbone.num_classes is {len(names)} instead of {known}.")
-        backbone["num_classes"] = len(names)
-
-
-def train(cfg, *, resume: bool) -> int:
+def train(cfg, *, resume: bool, fit_classes: bool = False) -> int:
+    """Trains to the end. fit_classes: the backbone gets as many classes as the data set has (for --data)."""
     from .engine.runner import AlignmentRunner
 
-    Path(cfg["work_dir"]).mkdir(parents=True, exist_ok=True)
-    runner = AlignmentRunner.from_config(cfg, resume=resume)
+    runner = AlignmentRunner.from_config(cfg, resume=resume, fit_classes=fit_classes)
     runner.say(f"ahpa: {cost_report(runner.plain_model, short=True)}")
     runner.say(f"data: {describe(runner.train_dataloader.dataset)}")
     runner.say(f"work dir: {cfg['work_dir']}  device: {runner.optim_wrapper.device}  processes: {runner.world_size}")

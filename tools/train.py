@@ -31,7 +31,7 @@ def main(arguments=None) -> int:
         from ahpa import cli
 
         cfg = cli.training_config(args)
-        return cli.dry_run(cfg) if args.dry_run else cli.train(cfg, resume=args.resume)
+        return cli.dry_run(cfg) if args.dry_run else cli.train(cfg, resume=args.resume, fit_classes=bool(args.data))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

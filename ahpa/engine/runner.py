@@ -63,17 +63,20 @@ class AlignmentRunner(Runner):
     """See the module. Attributes beside mmengine's: `global_batch_size`, `plain_model`, `say`."""
 
     @classmethod
-    def from_config(cls, cfg, *, resume: bool = False) -> "AlignmentRunner":
-        """cfg: a config that `ahpa.engine.config.load` returned. Raises UserError for data or weights not found."""
+    def from_config(cls, cfg, *, resume: bool = False, fit_classes: bool = False) -> "AlignmentRunner":
+        """cfg: a config that `ahpa.engine.config.load` returned. fit_classes: the backbone gets as many classes as the
+        data set has. Raises UserError for data or weights not found."""
         launcher = cfg.get("launcher", "none")
         rank, world = start_processes(launcher)
         seed = cfg.get("randomness", {}).get("seed", 0)
-        torch.manual_seed(seed)
-        model = build(MODELS, cfg["model"], where="model")
-        model.load_weights()
         loader_cfg = dict(cfg["train_dataloader"])
         dataset = build(DATASETS, loader_cfg.pop("dataset"), where="train_dataloader.dataset")
+        if fit_classes:
+            set_classes(cfg["model"]["backbone"], dataset, quiet=rank > 0)
+        torch.manual_seed(seed)
+        model = build(MODELS, cfg["model"], where="model")
         check_classes(model, dataset)
+        model.load_weights()
         found, state = (None, None)
         if resume and (found := find_resumable(Path(cfg["work_dir"]), rank)):
             state = checkpoint.load(found)
@@ -217,6 +220,14 @@ def list_hooks(cfg) -> list:
     """The config's hooks, built; a hook that is set to None is off."""
     hooks = cfg.get("hooks", {}).items()
     return [build(HOOKS, hook, where=f"hooks.{name}") for name, hook in hooks if hook is not None]
+
+
+def set_classes(backbone: dict, dataset, *, quiet: bool) -> None:
+    """Makes the backbone's config fit the data set's classes, and says so."""
+    count, known = len(dataset.classes), backbone.get("num_classes")
+    if count != known and not quiet:
+        print(f"the data set has {count} classes: model.backbone.num_classes is {count} instead of {known}", flush=True)
+    backbone["num_classes"] = count
 
 
 def check_classes(model, dataset) -> None:
