@@ -50,7 +50,9 @@ def train(cfg, *, resume: bool, fit_classes: bool = False) -> int:
     runner.say(f"data: {describe(runner.train_dataloader.dataset)}")
     runner.say(f"work dir: {cfg['work_dir']}  device: {runner.optim_wrapper.device}  processes: {runner.world_size}")
     runner.train()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if runner.distributed:
+        torch.distributed.barrier(group=runner.control)  # nobody leaves while another is still at work
+        del runner
         torch.distributed.destroy_process_group()
     return 0
 

@@ -97,6 +97,52 @@ def test_router_grad():
     torch.testing.assert_close(p1, p4)
 
 
+def test_aux_carries_the_weights_of_the_alignment_and_its_criteria():
+    two = dict(cosine=dict(type="CosineLoss", weight=0.7), near=dict(type="L1Loss", weight=0.2))
+    _, _, r1, _ = gradients(make(weight=0.5, criteria=two))
+    _, _, r2, _ = gradients(make(weight=0.5, criteria=two, router_grad="aux"))
+    for a, b in zip(r1, r2, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_none_freezes_the_router():
+    assert not any(p.requires_grad for p in make(router_grad="none").router.parameters())
+
+
+def test_the_routers_own_term_does_not_reach_the_backbone_through_the_content():
+    def backbone_gradient(**options):
+        torch.manual_seed(0)
+        alignment = build(ALIGNMENTS, dict(type="Alignment", tap=2, source="vae", router=dict(type="ContentRouter"), **options),
+                          name="main", spec=SPEC, backbone=BACKBONE)  # fmt: skip
+        h, _, router, _ = gradients(alignment)
+        return h, router
+
+    frozen, _ = backbone_gradient(router_grad="none")
+    for options in (dict(), dict(router_weight=100.0), dict(entropy_weight=5.0)):
+        h, router = backbone_gradient(router_grad="aux", **options)
+        torch.testing.assert_close(h, frozen, rtol=0, atol=0)
+        assert all(p is not None and p.abs().sum() > 0 for p in router)
+
+
+def test_a_router_without_parameters_has_no_term_of_its_own():
+    static = dict(type="Alignment", tap=2, source="vae", router_grad="aux", entropy_weight=1.0)
+    alignment = build(ALIGNMENTS, static, name="main", spec=SPEC, backbone=BACKBONE)
+    out = alignment(make_step()[0])
+    assert set(out) == {"loss_main_cosine", "main/cosine"}, "nothing else, and no diagnostics that nobody asked for"
+    assert alignment.levels == alignment.router.used_levels and len(alignment.levels) == 8
+
+
+def test_prefix_tokens_are_no_content():
+    """The router sees the tokens of the grid only; the pair loss refuses the two lengths that are left."""
+    alignment, (step, h) = make(projector=dict(type="MLPProjector", hidden_dim=4)), make_step()
+    seen, weights = [], alignment.router.weights
+    alignment.router.weights = lambda t, content: seen.append(content) or weights(t, content)
+    step.out.taps[2] = Tokens(torch.cat([torch.ones(B, 1, D), h], 1), 1, (2, 2))
+    with pytest.raises(ValueError, match=r"\(3, 5, 12\).*\(3, 4, 12\)"):
+        alignment(step)
+    assert torch.equal(seen[0], h)
+
+
 def test_weights_and_schedules():
     bare = make()(make_step()[0])
     halved = make(weight=0.5)(make_step()[0])
@@ -130,6 +176,11 @@ def test_diagnostics():
     assert set(out) - terms == {f"main/{n}" for n in (
         "cosine", "constant_cosine", "target_rms", "entropy_inter", "entropy_mid", "entropy_deep", "beta_mid", "beta_deep")}  # fmt: skip
     assert not any(out[name].requires_grad for name in set(out) - terms)
+    step = make_step()[0]
+    target = alignment.router(step.features["vae"], step.noisy.t).detach()
+    assert float(out["main/target_rms"]) == pytest.approx(
+        (sum(x * x for x in target.flatten().tolist()) / target.numel()) ** 0.5
+    )
     assert 0 < float(out["main/constant_cosine"]) <= 1 and 0 < float(out["main/entropy_inter"]) <= math.log(2) + 1e-6
     assert float(out["main/beta_mid"] + out["main/beta_deep"]) == pytest.approx(1, abs=1e-5)
 
@@ -152,7 +203,7 @@ def test_an_entropy_bonus_works_against_collapse():
     alignment = make(entropy_weight=0.3)
     out = alignment(make_step(diagnose=True)[0])
     total = sum(float(out[f"main/entropy_{n}"]) for n in ("inter", "mid", "deep"))
-    assert float(out["loss_main_entropy"]) == pytest.approx(-0.3 * total, rel=1e-5)
+    assert float(out["loss_main_entropy"].detach()) == pytest.approx(-0.3 * total, rel=1e-5)
     assert out["loss_main_entropy"].requires_grad
 
 
@@ -172,7 +223,8 @@ def test_half_precision(dtype, router):
 @pytest.mark.parametrize(
     "options, message",
     [(dict(tap=5), r"1\.\.4"), (dict(tap=0), r"1\.\.4"), (dict(tap=2.0), "block"), (dict(weight=-1), "weight"),
-     (dict(router_grad="tagret"), "target"), (dict(criteria={}), "at least one"),
+     (dict(router_grad="tagret"), "target"), (dict(criteria={}), "at least one"), (dict(criteria=[dict(type="L1Loss")]), "at least one"),
+     (dict(criteria=dict(router=dict(type="L1Loss"))), "own term"), (dict(criteria=dict(my_loss=dict(type="L1Loss"))), "summed"),
      (dict(criteria=dict(a=dict(type="L1Loss", weight=-1))), "criteria.a.weight"),
      (dict(criteria=dict(a=dict(type="L2Loss"))), "L1Loss"), (dict(entropy_weight=-0.1), "entropy_weight")], ids=str)  # fmt: skip
 def test_mistakes(options, message):

@@ -119,5 +119,7 @@ a, b = step(alone, x), step(wrapped, x[dist.get_rank() : dist.get_rank() + 1])
 torch.testing.assert_close(a, b)
 torch.testing.assert_close(alone.linear.weight, shared.linear.weight)
 print("equal")
+del wrapped
+dist.barrier()
 dist.destroy_process_group()
 """

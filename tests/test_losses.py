@@ -69,6 +69,22 @@ def test_tiny_half_precision_vectors_are_finite(dtype):
         assert value.dtype == torch.float32 and value.isfinite() and pred.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["CosineLoss", "L1Loss", "MSELoss", "SmoothL1Loss"])
+def test_autocast_is_off_within_a_loss(name, monkeypatch):
+    loss, inside = build(LOSSES, dict(type=name), dim=C), []
+    compare = loss.compare
+    monkeypatch.setattr(loss, "compare", lambda p, t: inside.append(torch.is_autocast_enabled("cpu")) or compare(p, t))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(*pair())
+    assert inside == [False]
+
+
+def test_losses_on_the_meta_device():
+    x = torch.empty(B, N, C, device="meta")
+    for name in LOSSES.names():
+        assert build(LOSSES, dict(type=name), dim=C)(x, x).shape == ()
+
+
 def test_mistakes():
     loss = build(LOSSES, dict(type="L1Loss"), dim=C)
     with pytest.raises(ValueError, match=r"\(2, 9, 6\).*\(2, 8, 6\)"):
@@ -128,6 +144,14 @@ def test_convolution_written_out():
         torch.testing.assert_close(out[:, n], wanted)
 
 
+def test_a_convolution_keeps_the_rows_of_a_grid_that_is_not_square():
+    projector = build(PROJECTORS, dict(type="ConvProjector"), dim=4, out_dim=5)
+    given = Tokens(torch.randn(B, 6, 4, generator=torch.Generator().manual_seed(2)), 0, (2, 3))
+    x = torch.stack([given.tokens[:, 3 * row : 3 * row + 3] for row in range(2)], 1).permute(0, 3, 1, 2)  # [B, D, 2, 3]
+    wanted = F.conv2d(x, projector.out.weight, projector.out.bias, padding=1)
+    torch.testing.assert_close(projector(given), wanted.permute(0, 2, 3, 1).reshape(B, 6, 5))
+
+
 def test_conv_blocks_are_conv_norm_silu():
     """Table D.13's ConvBlock x n: n convolutions, GroupNorm and SiLU after all but the last."""
     projector, given = build(PROJECTORS, dict(type="ConvProjector", layers=3), dim=4, out_dim=64), tokens(4)
@@ -155,7 +179,7 @@ def test_mlp_written_out(depth):
 
 @pytest.mark.parametrize(
     "cfg, message",
-    [(dict(kernel=2), "odd"), (dict(layers=0), "layers"), (dict(layers=2, hidden_dim=10, norm_groups=3), "divide")], ids=str)  # fmt: skip
+    [(dict(kernel=2), "odd"), (dict(layers=2, hidden_dim=0), "at least 1"), (dict(layers=2, norm_groups=-2), "at least 1"), (dict(layers=0), "layers"), (dict(layers=2, hidden_dim=10, norm_groups=3), "divide")], ids=str)  # fmt: skip
 def test_projector_mistakes(cfg, message):
     with pytest.raises(ConfigError, match=message):
         build(PROJECTORS, dict(type="ConvProjector", **cfg), dim=4, out_dim=8)
@@ -191,7 +215,7 @@ def test_schedules(name):
 
 
 @pytest.mark.parametrize(
-    "cfg", [-1, math.nan, dict(type="Constant", value=-1), dict(type="LinearSchedule", start=1, end=0, begin=0.8, until=0.2),
+    "cfg", [-1, math.nan, dict(type="Constant", value=True), dict(type="Constant", value=-1), dict(type="LinearSchedule", start=1, end=0, begin=0.8, until=0.2),
             dict(type="StepSchedule", values={0.5: 1}), dict(type="EarlyStop", value=1, until=2)], ids=str)  # fmt: skip
 def test_schedule_mistakes(cfg):
     with pytest.raises(ValueError):
@@ -209,3 +233,18 @@ def test_flow_loss_written_out():
         sum((pred - target).flatten().tolist()[i] ** 2 for i in range(48)) / 48
     )
     assert float(out["loss_flow_cls"]) == pytest.approx(0.03 * float((cls - cls_target).square().mean()))
+
+
+def test_flow_loss_in_half_precision_and_its_mistakes():
+    """A squared error of 640,000 is beyond fp16; a target of another shape must not be broadcast."""
+    pred = torch.full((2, 4, 2, 2), 400.0, dtype=torch.float16)
+
+    def loss(target):
+        noisy = Noisy(x={}, t=None, target={"image": target}, data={}, noise={})
+        return build(FLOW_LOSSES, dict(type="FlowMatchingLoss"))(
+            Step(batch={}, noisy=noisy, out=Denoised({"image": pred}, {}))
+        )
+
+    assert float(loss(-pred)["loss_flow"]) == 640000.0
+    with pytest.raises(ValueError, match=r"\(2, 4, 2, 2\).*\(2, 1, 2, 2\)"):
+        loss(pred[:, :1])

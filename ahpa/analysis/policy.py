@@ -13,14 +13,9 @@ from mmengine.hooks import Hook
 from ..engine.checkpoint import write_file
 from ..engine.hooks import check_interval, due
 from ..registry import HOOKS
+from ..registry.numerics import entropy
 
 POINTS = 101
-
-
-def entropy(weights: torch.Tensor) -> torch.Tensor:
-    """-sum p log p over the last dimension, in nats, of weights normalised to sum 1 (sigmoid betas do not)."""
-    p = weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
-    return -(p * p.clamp_min(1e-12).log()).sum(-1)
 
 
 @torch.no_grad()

@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from ..registry import ALIGNMENTS, LOSSES, PROJECTORS, ROUTERS, build, nearest
 from ..registry.contracts import Backbone, LevelSpec, Step
+from ..registry.numerics import entropy
 from .schedules import build_weight, check_weight
 
 ROUTER_GRADS = ("target", "aux", "none")
 COSINE = dict(type="CosineLoss")
-
-
-def entropy(p: Tensor) -> Tensor:
-    """-sum p log p in nats over the last dimension, mean over the batch; rows are normalised to sum 1."""
-    p = p / p.sum(-1, keepdim=True).clamp_min(1e-12)
-    return -(p * p.clamp_min(1e-12).log()).sum(-1).mean()
 
 
 @ALIGNMENTS.register_module()
@@ -59,8 +54,15 @@ class Alignment(nn.Module):
         self.learns = any(p.requires_grad for p in self.router.parameters())
 
     def _build_criteria(self, criteria, where):
-        if not criteria:
-            raise ValueError("criteria: at least one pair loss is needed.")
+        if not isinstance(criteria, Mapping) or not criteria:
+            raise ValueError("criteria: at least one pair loss is needed, as {name: pair loss}.")
+        for key in (self.name, *criteria):
+            if "loss" in key or "." in key:
+                raise ValueError(f"{key!r} cannot name an alignment or a criterion: no 'loss' (it would be summed into "
+                                 "the objective) and no dot.")  # fmt: skip
+        for key in ("router", "entropy"):
+            if key in criteria:
+                raise ValueError(f"criteria: {key!r} is the name of the router's own term; choose another.")
         self.criteria, self.shares = nn.ModuleDict(), {}
         for key, cfg in criteria.items():
             share = 1.0
@@ -75,6 +77,8 @@ class Alignment(nn.Module):
         diagnostics '<name>/...'."""
         tokens = step.out.taps[self.tap]
         content = tokens.tokens[:, tokens.prefix :]  # [B, N, D]
+        if self.router_grad != "target":  # the router's own term must not reach the backbone through what it reads
+            content = content.detach()
         intra, inter = self.router.weights(step.noisy.t, content)
         target = self.router.mix(step.features[self.source], intra, inter)  # T [B, N, C]
         pred = self.projector(tokens)  # P [B, N, C]
@@ -109,7 +113,7 @@ class Alignment(nn.Module):
             total = sum(self.share(key) * value for key, value in values.items())
             out[f"loss_{self.name}_router"] = weight * self.router_weight * total
         if self.entropy_weight:
-            bonus = entropy(inter) + sum(entropy(alpha) for alpha in intra.values())
+            bonus = entropy(inter).mean() + sum(entropy(alpha).mean() for alpha in intra.values())
             out[f"loss_{self.name}_entropy"] = -self.entropy_weight * bonus
         return out
 
@@ -120,9 +124,10 @@ class Alignment(nn.Module):
         constant_cosine: the mean cosine that the best constant vector reaches, |mean of the unit targets|; target_rms;
         beta_<group>: batch means; entropy_inter, entropy_<group>: nats.
         """
+        target = target.float()
         unit = target * (target.square().sum(-1, keepdim=True) + 1e-16).rsqrt()
         out = {"constant_cosine": unit.mean((0, 1)).norm(), "target_rms": target.square().mean().sqrt()}
-        out["entropy_inter"] = entropy(inter)
+        out["entropy_inter"] = entropy(inter).mean()
         for column, (group, alpha) in enumerate(intra.items()):
-            out[f"entropy_{group}"], out[f"beta_{group}"] = entropy(alpha), inter[:, column].mean()
+            out[f"entropy_{group}"], out[f"beta_{group}"] = entropy(alpha).mean(), inter[:, column].mean()
         return {f"{self.name}/{key}": value for key, value in out.items()}

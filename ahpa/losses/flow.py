@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..registry import FLOW_LOSSES
 from ..registry.contracts import Step
+from ..registry.numerics import full_precision
+from .pairwise import pair
 from .schedules import check_weight
 
 
@@ -24,8 +25,9 @@ class FlowMatchingLoss(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         losses = {}
         for name, pred in step.out.pred.items():
-            with torch.autocast(pred.device.type, enabled=False):
-                error = (pred.float() - step.noisy.target[name].float()).square().flatten(1).mean(1).mean()
+            with full_precision(pred.device):
+                v, wanted = pair(pred, step.noisy.target[name])
+                error = (v - wanted).square().flatten(1).mean(1).mean()
             key = "loss_flow" if name == "image" else f"loss_flow_{name}"
             losses[key] = self.weights.get(name, 1.0) * error
         return losses

@@ -1,17 +1,17 @@
 """Pairwise losses between projected tokens and a target, both [B, N, C]: computed in float32, also under autocast."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import LOSSES
 from ..registry.contracts import PairLoss
+from ..registry.numerics import full_precision
 
 
 def pair(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float32; ValueError if the shapes differ."""
     if pred.shape != target.shape:
-        raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} must have one shape [B, N, C].")
+        raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} must have one shape.")
     return pred.float(), target.float()
 
 
@@ -34,7 +34,7 @@ class FullPrecisionLoss(PairLoss):
         raise TypeError(f"{type(self).__name__} must define compare(pred, target)")
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast(pred.device.type, enabled=False):
+        with full_precision(pred.device):
             return self.compare(*pair(pred, target))
 
 

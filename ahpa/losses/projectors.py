@@ -54,8 +54,10 @@ class ConvProjector(Projector):
     def __init__(self, *, dim: int, out_dim: int, layers: int = 1, kernel: int = 3, hidden_dim: int | None = None,
                  norm_groups: int | None = None):  # fmt: skip
         super().__init__()
-        hidden = hidden_dim or out_dim
-        groups = norm_groups or math.gcd(32, hidden)
+        hidden = out_dim if hidden_dim is None else hidden_dim
+        groups = math.gcd(32, hidden) if norm_groups is None else norm_groups
+        if hidden < 1 or groups < 1:
+            raise ValueError(f"hidden_dim and norm_groups must be at least 1, got {hidden} and {groups}.")
         if layers < 1:
             raise ValueError(f"layers: must be at least 1, got {layers}.")
         if kernel < 1 or kernel % 2 == 0:

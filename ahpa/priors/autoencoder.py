@@ -6,13 +6,13 @@ attention, a residual layer. Levels are module outputs, after the residual sum. 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..registry import AUTOENCODERS, ConfigError, UserError, nearest
 from ..registry.contracts import Autoencoder, Encoded, LevelSpec
+from ..registry.numerics import full_precision
 from . import sources
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -142,11 +142,6 @@ class KLAutoencoder(Autoencoder):
 
     # ---- use ----
 
-    def _full_precision(self):
-        """The autoencoder's own precision, whatever autocast the training runs under."""
-        device = self.offset.device.type
-        return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
     def _enter(self, x: Tensor) -> Tensor:
         x = x.to(DTYPES[self.precision])
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
@@ -160,7 +155,7 @@ class KLAutoencoder(Autoencoder):
                 raise ConfigError(f"the autoencoder has no level {name!r}{nearest(name, self.levels)}")
         self.load()
         wanted, found = set(taps), {}
-        with self._full_precision():
+        with full_precision(self.offset.device):
             for name, x in self._pass(self._enter(2 * images - 1)):
                 if name in wanted:
                     found[name] = x
@@ -197,7 +192,7 @@ class KLAutoencoder(Autoencoder):
         """latent [B, C, h, w] in the diffusion's scale -> images [B, 3, H, W] float32 in [0, 1]."""
         self.load()
         raw = latent.float() / self.factor + self.offset
-        with self._full_precision():
+        with full_precision(self.offset.device):
             parts = [self.held["vae"].decode(self._enter(part)).sample.float() for part in raw.split(DECODE_BATCH)]
         return (torch.cat(parts).contiguous() / 2 + 0.5).clamp(0, 1)
 

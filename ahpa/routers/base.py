@@ -8,7 +8,6 @@ weighted sum as float32, so the target is float32. They carry no gradient; the r
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +15,11 @@ from torch import Tensor
 
 from ..registry import nearest
 from ..registry.contracts import Features, LevelSpec, Router
+from ..registry.numerics import entropy, full_precision
 from .grouping import resolve_groups
 
 RESIZES = ("bilinear", "adaptive")  # AHPA Appendix A says bilinear, its section 4.2 adaptive pooling
 BETAS = ("softmax", "sigmoid")
-
-
-def full_precision(device: torch.device):
-    """A context in which autocast is off (a device without autocast, as `meta`, needs none)."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def check_choice(name: str, value, valid: tuple[str, ...]) -> str:
@@ -41,18 +34,14 @@ def check_count(name: str, value, least: int = 1) -> int:
     return value
 
 
-def entropy(p_BK: Tensor) -> Tensor:
-    """-sum p log p in nats, mean over the batch -> scalar; rows are normalised to sum 1 (sigmoid betas do not)."""
-    p_BK = p_BK / p_BK.sum(-1, keepdim=True).clamp_min(1e-12)
-    return -(p_BK * p_BK.clamp_min(1e-12).log()).sum(-1).mean()  # the clamp keeps the gradient finite at p = 0
-
-
 def entropies(intra: Mapping[str, Tensor], inter: Tensor) -> dict[str, Tensor]:
     """{'inter': H of the betas, 'intra_<group>': H of that group's alphas}, scalars in nats, differentiable.
 
     A router that has collapsed onto one level a group has all at 0; uniform weights give log of the count.
     """
-    return {"inter": entropy(inter)} | {f"intra_{group}": entropy(alpha) for group, alpha in intra.items()}
+    return {"inter": entropy(inter).mean()} | {
+        f"intra_{group}": entropy(alpha).mean() for group, alpha in intra.items()
+    }
 
 
 def resize_to(x: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
