@@ -130,6 +130,8 @@ def check_training(cfg: Mapping) -> None:
     schedulers = cfg.get("param_scheduler") or []
     for i, scheduler in enumerate([schedulers] if isinstance(schedulers, Mapping) else schedulers):
         check(PARAM_SCHEDULERS, scheduler, where=f"param_scheduler[{i}]", derived=("optimizer",))
+        if scheduler.get("by_epoch"):
+            raise ConfigError(f"param_scheduler[{i}].by_epoch: schedulers count optimiser steps here; leave it out.")
 
 
 def check_config(cfg: Mapping) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 
-from ..registry import DATASETS, HOOKS, LOADERS, MODELS, OPTIM_WRAPPERS, RUNNERS, UserError, build
+from ..registry import DATASETS, HOOKS, LOADERS, MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, RUNNERS, UserError, build
 from . import checkpoint, signals
 from .optim import build_optimizer
 from .plain import to_plain
@@ -123,6 +123,14 @@ class AlignmentRunner(Runner):
     def setup_env(self, env_cfg) -> None:
         super().setup_env(env_cfg)
         self._timestamp = "logs"  # mmengine's own folder, in place of one named after the time of each start
+
+    def build_param_scheduler(self, scheduler) -> list:
+        """Schedulers count optimiser steps (`by_epoch=False`): the stream of samples has no epochs of its own."""
+        schedulers = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
+        return [
+            build(PARAM_SCHEDULERS, {"by_epoch": False, **cfg}, where=f"param_scheduler[{i}]", optimizer=self.optim_wrapper)
+            for i, cfg in enumerate(schedulers)
+        ]
 
     def _init_model_weights(self) -> None:
         """The parts initialise themselves."""

@@ -65,6 +65,7 @@ def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     A class that passes `**options` on to its base class takes its base's parameters too.
     """
     found: dict[str, inspect.Parameter] = {}
+    filled = False  # a class that passes *args on may fill its base's parameters by position
     sources = [component]
     if inspect.isclass(component):
         sources = [vars(cls)["__init__"] for cls in component.__mro__ if "__init__" in vars(cls)]
@@ -76,7 +77,8 @@ def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
         kinds = {p.kind for p in signature.parameters.values()}
         for name, parameter in list(signature.parameters.items())[inspect.isclass(component) :]:  # without `self`
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                found.setdefault(name, parameter)
+                found.setdefault(name, parameter.replace(default=None) if filled else parameter)
+        filled = filled or inspect.Parameter.VAR_POSITIONAL in kinds
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return found, False
         if source is object.__init__:
