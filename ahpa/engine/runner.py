@@ -132,6 +132,9 @@ class AlignmentRunner(Runner):
             for i, cfg in enumerate(schedulers)
         ]
 
+    def _maybe_compile(self, target: str) -> None:
+        """mmengine would compile the whole of train_step; the blocks are compiled in `wrap_model`."""
+
     def _init_model_weights(self) -> None:
         """The parts initialise themselves."""
 
