@@ -13,15 +13,15 @@ class NonFinite(UserError):
 def explain_and_stop(runner) -> None:
     """Reads the guard's counters (waits for the device), tells of skipped steps, raises NonFinite after too many."""
     wrapper = runner.optim_wrapper
-    in_row, total = int(wrapper.bad_in_row), int(wrapper.bad_total)
-    if total == runner.bad_steps_told and not in_row:
+    total = int(wrapper.bad_total)
+    if total == runner.bad_steps_told:
         return
-    if total != runner.bad_steps_told:
-        runner.bad_steps_told = total
-        runner.say(
-            f"iteration {runner.iter}: a loss or gradient is not finite; the step is skipped on all ranks "
-            f"({in_row} in a row, {total} in all; samples {sample_names(runner)})."
-        )
+    in_row = int(wrapper.bad_in_row)
+    runner.bad_steps_told = total
+    runner.say(
+        f"iteration {runner.iter}: a loss or gradient is not finite; the step is skipped on all ranks "
+        f"({in_row} in a row, {total} in all; samples {sample_names(runner)})."
+    )
     if in_row >= wrapper.max_bad_steps:
         raise NonFinite(
             f"{in_row} steps in a row were not finite, so training stops at iteration {runner.iter}. "

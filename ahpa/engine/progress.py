@@ -69,7 +69,7 @@ class Progress(Hook):
             self.sums[name] = (total + value.float(), count + 1)
         bad = runner.optim_wrapper.bad
         total, count = self.sums.get("grad_norm", (0.0, 0))
-        norm = torch.where(bad > 0, torch.zeros_like(bad), runner.optim_wrapper.grad_norm)
+        norm = torch.where(bad > 0, 0.0, runner.optim_wrapper.grad_norm)
         self.sums["grad_norm"] = (total + norm, count + 1)
         self.seen += runner.global_batch_size
         if runner.iter % runner.train_loop.log_interval == 0 or runner.iter == runner.max_iters:
