@@ -1,18 +1,18 @@
-"""Class folders and zips: odd files, ADM's crop against a written-out one, quarantine, mirrors; and the sampler's order."""
+"""Class folders and zips: odd files, ADM's crop against a written-out one, quarantine, hostile archives, mirrors."""
 
-import itertools
+import io
+import os
 import pickle
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ahpa.data.sampler import CursorLoader, CursorSampler
-from ahpa.data.shapes import ShapesDataset
 from ahpa.data.transforms import adm_center_crop, to_rgb
-from ahpa.registry import DATASETS, UserError, build
+from ahpa.registry import DATASETS, ConfigError, UserError, build
 
 
 def folder(**options):
@@ -167,60 +167,98 @@ def test_mirrors_are_a_coin_of_seed_epoch_and_index(tree):
 def test_real_archives(shared):
     imagenet = folder(root=str(shared / "data" / "imagenet256-sample.zip"), resolution=256)
     assert len(imagenet) == len(imagenet.classes) == 1000 and imagenet[7]["image"].shape == (3, 256, 256)
-    with (
-        zipfile.ZipFile(shared / "data" / "imagenet256-sample.zip") as archive,
-        archive.open(imagenet.names[7]) as file,
-    ):
+    with zipfile.ZipFile(imagenet.root) as archive, archive.open(imagenet.names[7]) as file:
         wanted = np.asarray(Image.open(file).convert("RGB"))
     assert np.array_equal(imagenet[7]["image"].permute(1, 2, 0).numpy(), wanted), "256 px pictures come as they are"
     cifar = folder(root=str(shared / "data" / "cifar10-train.zip"), resolution=64)
     assert len(cifar) == 50_000 and len(cifar.classes) == 10 and cifar[49_999]["label"] == 9
 
 
-# ---- the sampler ----
+def png(image):
+    data = io.BytesIO()
+    image.save(data, "png")
+    return data.getvalue()
 
 
-def take(count, **options):
-    return list(itertools.islice(CursorSampler(**{"size": 10, "batch": 4, **options}), count))
+def huge_png(side):
+    """A picture of one pixel whose header, with a right checksum, claims side x side."""
+    data = bytearray(png(picture((1, 1))))
+    data[16:24] = side.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
 
 
-def test_each_epoch_is_a_permutation_and_another_one():
-    stream = take(30)
-    for epoch in range(3):
-        part = stream[10 * epoch : 10 * epoch + 10]
-        assert sorted(i for i, _ in part) == list(range(10)) and {e for _, e in part} == {epoch}
-    assert [i for i, _ in stream[:10]] != [i for i, _ in stream[10:20]]
-    assert take(30) == stream != take(30, seed=1)
+def test_sixteen_bits_of_either_byte_order(tmp_path):
+    values = np.array([[0, 257, 65535, 32896]], dtype=np.uint16)
+    for order in "<>":
+        path = tmp_path / "x.tif"
+        Image.frombytes("I;16B" if order == ">" else "I;16", (4, 1), values.astype(f"{order}u2").tobytes()).save(path)
+        with Image.open(path) as image:
+            assert np.asarray(to_rgb(image))[0, :, 2].tolist() == [0, 1, 255, 128]
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_global_order_is_the_same_for_any_number_of_processes(world):
-    batch = 8 // world
-    parts = [take(6 * batch, batch=batch, rank=rank, world=world) for rank in range(world)]
-    order = [pair for i in range(6) for part in parts for pair in part[i * batch : (i + 1) * batch]]
-    assert order == take(48, batch=8)
+@pytest.mark.parametrize("data, reason", [
+    pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "cannot identify", id="postscript"),
+    pytest.param(png(picture((3000, 1))), "768000 x 256", id="strip"),
+    pytest.param(huge_png(50_000), "DecompressionBombError", id="huge"),
+])  # fmt: skip
+def test_pictures_that_would_harm_are_put_aside(tmp_path, data, reason):
+    """PostScript would run Ghostscript, a strip and a huge size would fill the memory."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").write_bytes(data)
+    picture().save(tmp_path / "cat" / "b.png")
+    with pytest.warns(RuntimeWarning, match=f"cat/a.png cannot be read.*{reason}"):
+        assert folder(root=str(tmp_path), resolution=256)[0]["index"] == 1
 
 
-@pytest.mark.parametrize("start", [0, 4, 8, 12, 400])
-def test_starting_anywhere_is_skipping(start):
-    assert take(20, start=start) == take(start + 20)[start:]
+def test_a_wrong_extension_of_a_known_format_is_read(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_bytes(png(picture((16, 16))))
+    image = folder(root=str(tmp_path))[0]["image"]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture((16, 16))))
 
 
-def test_a_late_start_reads_nothing_and_is_quick_to_reach():
-    """400k iterations into an ImageNet-sized set: two permutations at most, no sample is asked for."""
-    first = take(2, size=1_281_167, batch=256, start=400_000 * 256)
-    assert first[0][1] == 400_000 * 256 // 1_281_167
+def test_a_zip_bomb_is_refused_and_a_doubled_name_counts_once(tmp_path):
+    bomb, doubled = tmp_path / "bomb.zip", tmp_path / "doubled.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("cat/a.png", bytes(65 << 20))
+    with pytest.raises(UserError, match=r"cat/a.png.*refused"):
+        folder(root=str(bomb))
+    with zipfile.ZipFile(doubled, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("cat/a.png", png(picture()))
+        archive.writestr("cat/a.png", png(picture()))
+    assert len(folder(root=str(doubled))) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_loader_gives_the_stream_whatever_the_workers(workers):
-    data = ShapesDataset(length=10, resolution=8)
-    loader = CursorLoader(dataset=data, batch=4, seed=3, rank=0, world=1, start=6, num_workers=workers)
-    seen = [i for batch in itertools.islice(loader, 4) for i in batch["index"].tolist()]
-    assert seen == [i for i, _ in take(16, seed=3, start=6)]
+def test_a_zip_of_an_unknown_version_is_told(tmp_path):
+    path = tmp_path / "new.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat/a.png", png(picture()))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 255  # version needed to extract: 25.5
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="no readable zip"):
+        folder(root=str(path))
 
 
-def test_sampler_mistakes():
-    for wrong in (dict(size=0), dict(batch=0), dict(rank=2, world=2), dict(start=-1)):
-        with pytest.raises(ValueError, match="CursorSampler"):
-            CursorSampler(**{"size": 10, "batch": 4, **wrong})
+def test_links_are_followed_but_not_in_circles(tree, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    os.symlink(tree / "cat", linked / "cat")
+    os.symlink(tree / "dog", linked / "dog")
+    names = folder(root=str(tree)).names
+    assert folder(root=str(linked)).names == names
+    os.symlink("..", tree / "dog" / "up")
+    os.symlink(".", tree / "cat" / "here")
+    assert folder(root=str(tree)).names == names
+    os.symlink("itself", tree / "cat" / "itself")
+    with pytest.raises(UserError, match=r"cannot be listed.*itself"):
+        folder(root=str(tree))
+
+
+@pytest.mark.parametrize("wrong", [dict(resolution=4), dict(resolution=16.5), dict(seed=-1), dict(max_bad_share=5)])
+def test_mistakes_name_the_option(tree, wrong):
+    with pytest.raises(ConfigError, match=f"ImageFolder: {next(iter(wrong))}"):
+        folder(root=str(tree), **wrong)
+    with pytest.raises(IndexError, match="outside 0..8"):
+        folder(root=str(tree))[9]

@@ -19,44 +19,56 @@ from ..registry import DATASETS, UserError
 from .transforms import adm_center_crop, to_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # whatever a name says; others (EPS runs Ghostscript) stay shut
+LARGE_MEMBER, LARGE_RATIO = 64 << 20, 100  # a zip member above both, in bytes and in bytes per stored byte, is a bomb
 ALLOWED_BAD = 10  # files that may be bad however small the set is
 FLIP_SALT = 0xF11B  # keeps the flip coins apart from other random streams of the same numbers
 HINT = "Give a folder or zip of class folders with --data DIR, or use --demo for the built-in images."
 
 
 def is_picture(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(EXTENSIONS)
+    if not name.lower().endswith(EXTENSIONS):
+        return False
+    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def list_folder(root: Path) -> list[str]:
-    """Names of the pictures below `root`, relative and with '/', sorted: the same on every file system."""
-    found, open_folders = [], [""]
-    while open_folders:
-        folder = open_folders.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    if not entry.name.startswith("."):
-                        open_folders.append(name)
-                elif is_picture(name):
-                    found.append(name)
+    """Names of the pictures below `root`, relative and with '/', sorted: the same on every file system. Links are
+    followed, but not back into a folder that they lie in. UserError for a folder that cannot be listed."""
+    found, open_folders = [], [("", ())]  # a folder and the identities of those above it
+    try:
+        while open_folders:
+            folder, above = open_folders.pop()
+            stat = os.stat(root / folder)
+            if (stat.st_dev, stat.st_ino) in above:
+                continue
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir():
+                        if not entry.name.startswith("."):
+                            open_folders.append((name, (*above, (stat.st_dev, stat.st_ino))))
+                    elif is_picture(name):
+                        found.append(name)
+    except OSError as error:
+        raise UserError(f"{root} cannot be listed: {error}") from error
     return sorted(found)
 
 
 def list_zip(path: Path) -> list[str]:
-    """Names of the pictures in a zip, sorted. UserError for a broken archive or a name that leads out of it."""
+    """Names of the pictures in a zip, sorted. UserError for a broken archive, a name that leads out of it, a bomb."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: a version that zipfile cannot read
         raise UserError(f"{path} is no readable zip: {error}") from error
-    for name in names:
+    for member in members:
+        name, size, stored = member.filename, member.file_size, member.compress_size
+        if size > LARGE_MEMBER and size > LARGE_RATIO * stored:
+            raise UserError(f"{path} holds {name!r}, {size} bytes packed into {stored}: no picture; it is refused.")
         if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name[:3]:
             raise UserError(f"{path} holds the name {name!r}, which leads out of the archive; it is refused.")
-    return sorted(name for name in names if is_picture(name))
+    return sorted({member.filename for member in members if is_picture(member.filename)})
 
 
 def strip_common(names: list[str]) -> str:
@@ -76,15 +88,20 @@ class ImageFolder(torch.utils.data.Dataset):
     """Pictures in class folders, or in a zip of them: `<class>/**/<picture>`; classes are numbered by sorted name.
 
     An item is `dict(image=uint8 [3, resolution, resolution], label=int, index=int)`; the key is an index or
-    `(index, epoch)`. flip mirrors half of them, a coin of (seed, epoch, index). max_bad_share: how many unreadable files
-    the set may hold (and ten in any case). UserError where there is nothing to read, or too much that is bad.
+    `(index, epoch)`. flip mirrors half of them, a coin of (seed, epoch, index). max_bad_share: which share of the files
+    may be unreadable (and ten in any case), counted in each process. UserError where there is nothing to read, or too
+    much that is bad; ValueError for an option out of its range.
     """
 
     def __init__(self, *, root: str, resolution: int = 256, flip: bool = False, seed: int = 0,
                  max_bad_share: float = 0.001):  # fmt: skip
-        if resolution < 8:
-            raise ValueError(f"ImageFolder: resolution must be at least 8, got {resolution}.")
-        self.root, self.resolution, self.flip, self.seed = Path(root).expanduser(), int(resolution), bool(flip), seed
+        for name, value, least in (("resolution", resolution, 8), ("seed", seed, 0)):
+            if value != int(value) or value < least:
+                raise ValueError(f"ImageFolder: {name} must be a whole number of at least {least}, got {value!r}.")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"ImageFolder: max_bad_share is a share, between 0 and 1, got {max_bad_share!r}.")
+        self.root, self.resolution = Path(root).expanduser(), int(resolution)
+        self.flip, self.seed = bool(flip), int(seed)
         if not self.root.exists():
             raise UserError(f"there are no images at {self.root} (looked for a folder or a .zip). {HINT}")
         self.zipped = self.root.is_file()
@@ -114,17 +131,18 @@ class ImageFolder(torch.utils.data.Dataset):
     def sample_id(self, index: int) -> str:
         return self.names[index]
 
-    def _bytes(self, index):
+    def _open(self, index):
+        """The picture's file, for reading; a member of a zip is read at once, its size was checked."""
         name = self.prefix + self.names[index]
         if not self.zipped:
-            return (self.root / name).read_bytes()
+            return open(self.root / name, "rb")
         if self._owner != os.getpid():
             self._archive, self._owner = zipfile.ZipFile(self.root), os.getpid()
-        return self._archive.read(name)
+        return io.BytesIO(self._archive.read(name))
 
     def _decode(self, index) -> np.ndarray:
         """-> uint8 [H, W, 3]."""
-        with Image.open(io.BytesIO(self._bytes(index))) as image:
+        with self._open(index) as file, Image.open(file, formats=FORMATS) as image:
             return np.asarray(adm_center_crop(to_rgb(image), self.resolution))
 
     def _put_aside(self, index, error):

@@ -1,8 +1,8 @@
 """An endless, stateless order of samples with a cursor: where a run stands is one number.
 
 Position p of the stream is sample permutation(seed, p // size)[p % size] of epoch p // size. Iteration i of `world`
-processes takes the positions i * world * batch onwards, process r the r-th part; so the order is the same for any number
-of processes, and resuming reads nothing twice and skips nothing.
+processes takes the positions i * world * batch onwards, process r the r-th part; so the order is the same for any
+number of processes, and resuming reads nothing twice and skips nothing.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,12 @@ class CursorSampler(Sampler):
     """Yields (index, epoch) for one process, for ever, from `start` samples (of all processes) on."""
 
     def __init__(self, *, size: int, batch: int, seed: int = 0, rank: int = 0, world: int = 1, start: int = 0):
-        if size < 1 or batch < 1 or not 0 <= rank < world or start < 0:
-            raise ValueError(f"CursorSampler: size {size}, batch {batch}, rank {rank} of {world}, start {start}.")
+        for name, value, least in (("size", size, 1), ("batch", batch, 1), ("seed", seed, 0), ("world", world, 1),
+                                   ("start", start, 0)):  # fmt: skip
+            if value != int(value) or value < least:
+                raise ValueError(f"CursorSampler: {name} must be a whole number of at least {least}, got {value!r}.")
+        if not 0 <= rank < world:
+            raise ValueError(f"CursorSampler: rank must be in 0..{world - 1} (world is {world}), got {rank!r}.")
         self.size, self.batch, self.seed, self.rank, self.world, self.start = size, batch, seed, rank, world, start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -21,10 +21,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def adm_center_crop(image: Image.Image, resolution: int) -> Image.Image:
     """ADM's preprocessing: halve with a box filter while the shorter side is at least twice the resolution, resize it
-    to the resolution bicubically, cut out the centre (guided-diffusion; DiT, SiT and REPA do the same)."""
+    to the resolution bicubically, cut out the centre (guided-diffusion; DiT, SiT and REPA do the same).
+
+    ValueError for a strip so thin that enlarging it would pass PIL's limit for decompression bombs (at 256 pixels:
+    longer than 2,700 times its width)."""
     while min(image.size) >= 2 * resolution:
         image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
     scale = resolution / min(image.size)
-    image = image.resize(tuple(round(side * scale) for side in image.size), resample=Image.Resampling.BICUBIC)
+    width, height = (round(side * scale) for side in image.size)
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:  # PIL warns at one, refuses at two
+        raise ValueError(f"a strip of {image.width} x {image.height} pixels would be enlarged to {width} x {height}")
+    image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
     left, top = ((side - resolution) // 2 for side in image.size)
     return image.crop((left, top, left + resolution, top + resolution))
