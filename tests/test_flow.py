@@ -1,11 +1,11 @@
-"""Paths, timestep distributions, samplers and guidance against closed forms."""
+"""Paths against autograd and closed forms, timestep distributions against their moments, and the noising of a batch."""
 
 import math
 
 import pytest
 import torch
 
-from ahpa.registry import FLOWS, GUIDANCES, PATHS, SAMPLERS, TIMESTEPS, ConfigError, build
+from ahpa.registry import FLOWS, PATHS, TIMESTEPS, ConfigError, build
 
 KINDS = ["LinearPath", "CosinePath"]
 STD = 0.6  # of the Gaussian data below
@@ -64,96 +64,6 @@ def test_score_is_exact_for_gaussian_data(kind):
         torch.testing.assert_close(path.score(x, gaussian_velocity(path, x, t), t), -x / variance)
 
 
-def integrate(name, path, steps, x, seed=0):
-    stream = torch.Generator().manual_seed(seed)
-    noise = lambda like: {k: torch.randn(v.shape, generator=stream, dtype=v.dtype) for k, v in like.items()}  # noqa: E731
-    velocity = lambda s, t: {"image": gaussian_velocity(path, s["image"], t.double())}  # noqa: E731
-    return SAMPLERS.get(name)(velocity, {"image": x}, steps=steps, path=path, noise=noise)["image"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name, order", [("euler", 1), ("heun", 2)])
-def test_order_of_convergence(kind, name, order):
-    """The flow of Gaussian data maps x at t = 1 to STD x at t = 0; halving the step divides the error by 2^order."""
-    path, x = path_of(kind), torch.ones(1, dtype=torch.float64)
-    errors = [abs(float(integrate(name, path, steps, x)) - STD) for steps in (20, 40, 80)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
-        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_stochastic_sampler_ends_in_the_data(kind):
-    x = torch.randn(20_000, generator=torch.Generator().manual_seed(1)).double()
-    out = integrate("sde", path_of(kind), 250, x)
-    assert float(out.std()) == pytest.approx(STD, rel=0.03) and abs(float(out.mean())) < 0.02
-    assert abs(float(torch.corrcoef(torch.stack([x, out]))[0, 1])) < 0.5, "it must forget where it began"
-
-
-def test_euler_maruyama_written_out():
-    """One pass by hand on the linear path: linspace(1, 0.04, n), then 0; w = 2 t; the last step is the mean only."""
-    path, steps, x = path_of("LinearPath"), 5, torch.tensor([0.7, -0.2])
-    wanted, stream = x.clone(), torch.Generator().manual_seed(3)
-    grid = [*torch.linspace(1, 0.04, steps, dtype=torch.float64).tolist(), 0.0]
-    for i in range(steps):
-        t, dt = torch.tensor(grid[i]).float(), grid[i + 1] - grid[i]
-        v = 0.3 * wanted - t
-        score = -(wanted + (1 - t) * v) / t
-        wanted = wanted + (v - t * score) * dt
-        if i < steps - 1:
-            wanted = wanted + torch.randn(2, generator=stream) * (2 * t * abs(dt)) ** 0.5
-    stream, calls = torch.Generator().manual_seed(3), []
-
-    def velocity(s, t):
-        calls.append(float(t))
-        return {"image": 0.3 * s["image"] - t}
-
-    out = SAMPLERS.get("sde")(velocity, {"image": x}, steps=steps, path=path,
-                              noise=lambda s: {"image": torch.randn(2, generator=stream)})  # fmt: skip
-    torch.testing.assert_close(out["image"], wanted)
-    assert len(calls) == steps and calls == pytest.approx(grid[:-1])
-
-
-@pytest.mark.parametrize("name, steps, calls", [("euler", 10, 10), ("heun", 10, 19), ("sde", 10, 10)])
-def test_number_of_model_calls(name, steps, calls):
-    seen = []
-    velocity = lambda x, t: seen.append(float(t)) or x  # noqa: E731
-    SAMPLERS.get(name)(velocity, {"a": torch.ones(1)}, steps=steps, path=path_of("LinearPath"), noise=lambda x: x)
-    assert len(seen) == calls and seen[0] == 1 and min(seen) > 0
-
-
-def test_no_steps_is_refused():
-    for name in ("euler", "heun", "sde"):
-        with pytest.raises(ValueError, match="step"):
-            SAMPLERS.get(name)(None, {"a": torch.ones(1)}, steps=0, path=None, noise=None)
-
-
-def guided(scale, interval=(0.0, 1.0)):
-    calls = []
-
-    def velocity_of(x, t, cond):
-        calls.append((len(cond), float(t[0])))
-        return {"image": cond.float()[:, None] * x["image"]}
-
-    make = GUIDANCES.get("classifier-free")
-    return make(velocity_of, torch.tensor([2, 3]), torch.tensor([10, 10]), scale, interval), calls
-
-
-def test_guidance_written_out_and_only_where_asked():
-    x = {"image": torch.ones(2, 1)}
-    velocity, calls = guided(1.5, (0.2, 0.7))
-    for t, inside in ((0.1, False), (0.2, True), (0.5, True), (0.7, True), (0.71, False)):
-        out = velocity(x, torch.tensor(t))["image"][:, 0].tolist()
-        assert out == ([10 + 1.5 * (2 - 10), 10 + 1.5 * (3 - 10)] if inside else [2, 3])
-        assert calls.pop()[0] == (4 if inside else 2)
-    velocity, calls = guided(1.0)
-    assert velocity(x, torch.tensor(0.5))["image"][:, 0].tolist() == [2, 3] and calls[0][0] == 2
-    for wrong in ((0.5, 0.2), (-0.1, 1), (0, 1.1)):
-        with pytest.raises(ValueError, match="cfg_interval"):
-            guided(2.0, wrong)
-    with pytest.raises(ValueError, match="cfg_scale"):
-        guided(-1.0)
-
-
 @pytest.mark.parametrize("name", TIMESTEPS.names())
 def test_timesteps(name):
     draw = build(TIMESTEPS, dict(type=name))
@@ -170,8 +80,9 @@ def test_distributions():
     shifted = build(TIMESTEPS, dict(type="LogitNormalTimesteps", mean=0.5, std=2.0))
     logit = torch.logit(shifted(100_000, torch.Generator().manual_seed(0), "cpu").double())
     assert float(logit.mean()) == pytest.approx(0.5, abs=0.03) and float(logit.std()) == pytest.approx(2.0, rel=0.02)
-    with pytest.raises(ConfigError, match="std"):
-        build(TIMESTEPS, dict(type="LogitNormalTimesteps", std=0))
+    for wrong in (dict(std=0), dict(std=float("inf")), dict(mean=float("nan"))):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            build(TIMESTEPS, dict(type="LogitNormalTimesteps", **wrong))
 
 
 def test_flow_draws_one_time_for_all_streams_from_the_generator_alone():
@@ -183,3 +94,21 @@ def test_flow_draws_one_time_for_all_streams_from_the_generator_alone():
         assert torch.equal(first.x[name], x) and torch.equal(first.target[name], target)
         assert torch.equal(first.x[name], again.x[name])
     assert first.t.shape == (4,) and not torch.equal(first.t, flow.sample(data, torch.Generator().manual_seed(6)).t)
+
+
+def test_flow_works_in_float32_whatever_comes_in():
+    flow, half = build(FLOWS, dict(type="Flow")), torch.randn(3, 2, 4, 4).half()
+    noisy = flow.sample({"image": half}, torch.Generator().manual_seed(0))
+    full = flow.sample({"image": half.float()}, torch.Generator().manual_seed(0))
+    for part in (noisy.x, noisy.target, noisy.data, noisy.noise):
+        assert part["image"].dtype == torch.float32
+    assert noisy.t.dtype == torch.float32 and torch.equal(noisy.x["image"], full.x["image"])
+
+
+def test_flow_defaults_and_mistakes():
+    flow = build(FLOWS, dict(type="Flow"))
+    assert type(flow.path).__name__ == "LinearPath" and type(flow.timesteps).__name__ == "UniformTimesteps"
+    for wrong, message in ((dict(path={}), "path"), (dict(path=dict(type="LinerPath")), "LinearPath"),
+                           (dict(timesteps=dict(type="Uniform")), "UniformTimesteps")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"model.flow.*{message}"):
+            build(FLOWS, dict(type="Flow", **wrong), where="model.flow")

@@ -44,17 +44,21 @@ def positions(dim, grid):
     return table
 
 
-def norm(x):
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+def norm(x, eps=1e-6):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
 
 
 def attention(w, prefix, x, heads):
-    batch, count, dim = x.shape
+    dim = x.shape[-1]
     q, k, v = (x @ w[f"{prefix}.qkv.weight"].T + w[f"{prefix}.qkv.bias"]).split(dim, -1)
     out = torch.zeros_like(x)
     for head in range(heads):
         part = slice(head * dim // heads, (head + 1) * dim // heads)
-        scores = torch.einsum("bnd,bmd->bnm", q[..., part], k[..., part]) / math.sqrt(dim // heads)
+        own_q, own_k = q[..., part], k[..., part]
+        if f"{prefix}.q_norm.weight" in w:  # over one head's channels; eps 1e-5, as timm's nn.LayerNorm
+            own_q = norm(own_q, 1e-5) * w[f"{prefix}.q_norm.weight"] + w[f"{prefix}.q_norm.bias"]
+            own_k = norm(own_k, 1e-5) * w[f"{prefix}.k_norm.weight"] + w[f"{prefix}.k_norm.bias"]
+        scores = torch.einsum("bnd,bmd->bnm", own_q, own_k) / math.sqrt(dim // heads)
         out[..., part] = torch.einsum("bnm,bmd->bnd", scores.exp() / scores.exp().sum(-1, keepdim=True), v[..., part])
     return out @ w[f"{prefix}.proj.weight"].T + w[f"{prefix}.proj.bias"]
 
@@ -96,14 +100,15 @@ def reference(w, x, t, label, *, depth, heads, dim, patch=2):
     return image, outputs
 
 
-def test_against_the_written_out_reference():
-    model, (x, t, label) = tiny(), inputs()
-    out = model(x, t, label, taps=frozenset({1, 2, 3}))
-    image, blocks = reference(model.state_dict(), x["image"], t, label, depth=3, heads=4, dim=48)
+@pytest.mark.parametrize("changes", [{}, dict(qk_norm=True), dict(patch_size=4)], ids=str)
+def test_against_the_written_out_reference(changes):
+    model, (x, t, label) = tiny(**changes), inputs()
+    out, patch, side = model(x, t, label, taps=frozenset({1, 2, 3})), model.patch_size, 8 // model.patch_size
+    image, blocks = reference(model.state_dict(), x["image"], t, label, depth=3, heads=4, dim=48, patch=patch)
     torch.testing.assert_close(out.pred["image"], image, rtol=1e-4, atol=1e-5)
     for number, tokens in out.taps.items():  # tap k is the output of the k-th block, from 1
         torch.testing.assert_close(tokens.tokens, blocks[number - 1], rtol=1e-4, atol=1e-5)
-        assert tokens.prefix == 0 and tokens.grid == (4, 4)
+        assert tokens.prefix == 0 and tokens.grid == (side, side)
 
 
 def test_positions():
@@ -149,18 +154,23 @@ def test_keys_are_those_of_the_published_layout():
     assert state["y_embedder.embedding_table.weight"].shape == (11, 48)
     assert state["blocks.0.adaLN_modulation.1.weight"].shape == (288, 48)
     assert state["final_layer.linear.weight"].shape == (16, 48)
+    extra = {f"blocks.{i}.attn.{n}_norm.{kind}" for i in range(3) for n in "qk" for kind in ("weight", "bias")}
+    assert set(tiny(qk_norm=True).state_dict()) == wanted | extra
 
 
 def test_starts_at_zero_and_as_the_identity():
-    model = build(BACKBONES, TINY, **SIZES)
-    x, t, label = inputs()
+    torch.manual_seed(0)
+    model, (x, t, label) = build(BACKBONES, TINY, **SIZES), inputs()
     out = model(x, t, label, taps=frozenset({1, 3}))
     assert (out.pred["image"] == 0).all()
     assert torch.equal(out.taps[1].tokens, out.taps[3].tokens)
-    limit = math.sqrt(6 / (48 + 144))
-    weight = model.blocks[0].attn.qkv.weight.detach()
-    assert weight.abs().max() <= limit and weight.std() == pytest.approx(limit / math.sqrt(3), rel=0.05)
-    assert model.y_embedder.embedding_table.weight.detach().std() == pytest.approx(0.02, rel=0.1)
+    w = model.state_dict()
+    for name, fans in (("blocks.0.attn.qkv", 48 + 144), ("blocks.2.mlp.fc1", 48 + 192), ("x_embedder.proj", 48 + 16)):
+        weight, limit = w[f"{name}.weight"], math.sqrt(6 / fans)  # Xavier; the patch embedding as a linear layer
+        assert weight.abs().max() <= limit and weight.std() == pytest.approx(limit / math.sqrt(3), rel=0.07)
+    for name in ("y_embedder.embedding_table", "t_embedder.mlp.0", "t_embedder.mlp.2"):
+        assert w[f"{name}.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert all((value == 0).all() for name, value in w.items() if name.endswith("bias"))
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -172,6 +182,19 @@ def test_gradient_checkpointing_changes_nothing():
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("changes", [{}, dict(qk_norm=True, gradient_checkpointing=True)], ids=str)
+def test_autocast_is_close_finite_and_trains(dtype, changes):
+    model, (x, t, label) = tiny(**changes).train(), inputs()
+    full = model(x, t, label).pred["image"].detach()
+    with torch.autocast("cpu", dtype=dtype):
+        out = model(x, t, label, taps=frozenset({2}))
+    assert out.pred["image"].dtype == torch.float32 and out.taps[2].tokens.isfinite().all()
+    assert float((out.pred["image"].detach() - full).norm() / full.norm()) < 0.05
+    (out.pred["image"].square().mean() + out.taps[2].tokens.float().square().mean()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.slow
@@ -186,7 +209,9 @@ def test_blocks_compile_without_breaks():
 @pytest.mark.parametrize(
     "changes, message",
     [(dict(num_heads=5), "num_heads"), (dict(patch_size=3), "patch_size"), (dict(depth=0), "depth"),
-     (dict(hidden_size=50, num_heads=5), "multiple of 4"), (dict(num_classes=0), "num_classes")], ids=str)  # fmt: skip
+     (dict(hidden_size=50, num_heads=5), "multiple of 4"), (dict(num_classes=0), "num_classes"),
+     (dict(num_heads=0), "num_heads"), (dict(patch_size=0), "patch_size"), (dict(hidden_size=0), "hidden_size"),
+     (dict(mlp_ratio=0), "mlp_ratio")], ids=str)  # fmt: skip
 def test_mistakes(changes, message):
     with pytest.raises(ConfigError, match=message):
         build(BACKBONES, {**TINY, **changes}, **SIZES)
@@ -195,6 +220,13 @@ def test_mistakes(changes, message):
 def test_a_tap_that_is_not_there():
     with pytest.raises(ValueError, match=r"1\.\.3"):
         tiny()(*inputs(), taps=frozenset({4}))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 16), (2, 4, 16, 16), (2, 3, 8, 8)], ids=str)
+def test_a_latent_of_another_shape(shape):
+    """4 x 16 has as many tokens as 8 x 8: it would pass through, with the positions of another grid."""
+    with pytest.raises(ValueError, match=r"\[B, 4, 8, 8\], got \[2, "):
+        tiny()({"image": torch.zeros(shape)}, torch.rand(2), torch.zeros(2, dtype=torch.long))
 
 
 def labels(dropout, seed, count=20_000):

@@ -20,8 +20,9 @@ class SiT(Backbone):
     """SiT with adaLN-Zero, fixed sin-cos positions and taps by block number (1-based).
 
     input_size (the latent's side) and in_channels are derived. depth, hidden_size, num_heads, patch_size: the
-    architecture; num_classes: labels 0..num_classes-1, and num_classes is the null class; qk_norm: LayerNorm on q and k;
-    gradient_checkpointing: blocks are computed again in the backward pass. ValueError for sizes that do not divide.
+    architecture; num_classes: labels 0..num_classes-1, and num_classes is the null class; qk_norm: LayerNorm over each
+    head's q and k; gradient_checkpointing: blocks are computed again in the backward pass. ValueError for sizes that do
+    not divide or are not above 0.
     """
 
     demo = dict(depth=6, hidden_size=192, num_heads=6, patch_size=2, num_classes=10)
@@ -30,7 +31,10 @@ class SiT(Backbone):
                  num_heads: int, patch_size: int = 2, mlp_ratio: float = 4.0, qk_norm: bool = False,
                  gradient_checkpointing: bool = False):  # fmt: skip
         super().__init__()
-        self._check(input_size, hidden_size, num_heads, patch_size, depth, num_classes)
+        self._check_positive(input_size=input_size, in_channels=in_channels, num_classes=num_classes, depth=depth,
+                             hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size,
+                             mlp_ratio=mlp_ratio)  # fmt: skip
+        self._check_fit(input_size, hidden_size, num_heads, patch_size)
         self.input_size, self.in_channels, self.num_classes = input_size, in_channels, num_classes
         self.depth, self.hidden_size, self.patch_size = depth, hidden_size, patch_size
         self.grid, self.prefix = (input_size // patch_size, input_size // patch_size), 0
@@ -46,9 +50,13 @@ class SiT(Backbone):
         self._initialise()
 
     @staticmethod
-    def _check(input_size, hidden_size, num_heads, patch_size, depth, num_classes):
-        if depth < 1 or num_classes < 1:
-            raise ValueError(f"depth and num_classes must be at least 1, got {depth} and {num_classes}.")
+    def _check_positive(**sizes):
+        for name, size in sizes.items():
+            if not size > 0:
+                raise ValueError(f"{name}: must be above 0, got {size}.")
+
+    @staticmethod
+    def _check_fit(input_size, hidden_size, num_heads, patch_size):
         if hidden_size % num_heads:
             fits = [n for n in range(1, 33) if hidden_size % n == 0]
             raise ValueError(f"num_heads: {num_heads} does not divide hidden_size {hidden_size}; these do: {fits}.")
@@ -74,7 +82,13 @@ class SiT(Backbone):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Streams, t: Tensor, cond: Tensor, taps: frozenset[int] = frozenset()) -> Denoised:
-        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the velocity (float32) and the taps."""
+        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the velocity (float32) and the taps.
+
+        ValueError for a latent of another shape than the model was built for, and for a tap that is no block.
+        """
+        expected = (self.in_channels, self.input_size, self.input_size)
+        if tuple(x["image"].shape[1:]) != expected:
+            raise ValueError(f"SiT: the latent is [B, {', '.join(map(str, expected))}], got {list(x['image'].shape)}.")
         wrong = [tap for tap in taps if not 1 <= tap <= self.depth]
         if wrong:
             raise ValueError(f"SiT: there is no block {wrong[0]} to tap; blocks are 1..{self.depth}.")

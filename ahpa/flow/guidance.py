@@ -1,5 +1,6 @@
 """Classifier-free guidance on the velocity, in an interval of t (Kynkaanniemi et al. 2024, as REPA applies it)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,22 +10,32 @@ from ..registry import GUIDANCES
 from ..registry.contracts import Streams
 
 
+def _bounds(interval) -> tuple[float, float]:
+    """The interval as float32 numbers, as t is: a sampler's t = 0.85 is 0.8500000238, which is not above the bound."""
+    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+        raise ValueError(f"cfg_interval: must be two numbers (low, high), got {interval!r}.")
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"cfg_interval: must be 0 <= low <= high <= 1, got {tuple(interval)}.")
+    low, high = torch.tensor([low, high], dtype=torch.float32, device="cpu").tolist()
+    return low, high
+
+
 @GUIDANCES.register_module(name="classifier-free")
 def guided(velocity_of: Callable, cond: Tensor, null: Tensor, scale: float, interval=(0.0, 1.0)) -> Callable:
     """v_u + scale (v_c - v_u) for interval[0] <= t <= interval[1], the conditional v_c elsewhere.
 
     velocity_of(x: Streams, t [B], cond) -> Streams; cond, null: [B, ...] each. Returns velocity(x, t: 0-d). Inside the
-    interval both branches are one call of 2B; with scale 1, or outside, the null branch is not computed.
+    interval both branches are one call of 2B; with scale 1, or outside, the null branch is not computed. ValueError
+    for an interval that is not in [0, 1] and for a scale that is negative or not finite.
     """
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"cfg_interval: must be 0 <= low <= high <= 1, got {tuple(interval)}.")
-    if scale < 0:
-        raise ValueError(f"cfg_scale: must be at least 0 (1 is no guidance), got {scale}.")
+    low, high = _bounds(interval)
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"cfg_scale: must be finite and at least 0 (1 is no guidance), got {scale}.")
 
     def velocity(x: Streams, t: Tensor) -> Streams:
         count = len(cond)
-        if scale == 1 or not low <= float(t) <= high:
+        if scale == 1 or not low <= float(t.float()) <= high:
             return velocity_of(x, t.expand(count), cond)
         twice = {name: torch.cat([part, part]) for name, part in x.items()}
         both = velocity_of(twice, t.expand(2 * count), torch.cat([cond, null]))
