@@ -1,8 +1,11 @@
 """The tokenizer against diffusers' own encoder and decoder; sources of every kind; scales that must not be forgotten."""
 
+import contextlib
 import io
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,57 +15,64 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from ahpa.priors.autoencoder import from_ldm
+from ahpa.data.shapes import ShapesDataset
+from ahpa.priors import sources
 from ahpa.priors.sources import BUNDLED
-from ahpa.registry import AUTOENCODERS, PRIORS, ConfigError, UserError, build
-from ahpa.registry.contracts import Step
-from ahpa.testing import check_autoencoder, check_prior
+from ahpa.registry import AUTOENCODERS, ConfigError, UserError, build
+from ahpa.testing import check_autoencoder
 
 NAMES = ["conv_in", "down0.res0", "down0.res1", "down0.down", "down1.res0", "down1.res1", "down1.down", "down2.res0", "down2.res1", "down2.down", "down3.res0", "down3.res1", "mid.res0", "mid.attn", "mid.res1"]  # fmt: skip
-MODULES = ["conv_in", "down_blocks.0.resnets.0", "down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "down_blocks.1.resnets.0", "down_blocks.1.resnets.1", "down_blocks.1.downsamplers.0", "down_blocks.2.resnets.0", "down_blocks.2.resnets.1", "down_blocks.2.downsamplers.0", "down_blocks.3.resnets.0", "down_blocks.3.resnets.1", "mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]  # fmt: skip
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def tokenizer(**options):
     return build(AUTOENCODERS, dict(type="KLAutoencoder", **{"source": "bundled", **options}))
 
 
-@pytest.fixture(scope="module")
-def own():
+def network(**options):
+    """A tiny AutoencoderKL of SD's topology with random weights; its factor is not diffusers' default."""
+    torch.manual_seed(0)
+    count = len(options.get("block_out_channels", range(4)))
+    given = dict(down_block_types=("DownEncoderBlock2D",) * count, up_block_types=("UpDecoderBlock2D",) * count,
+                 block_out_channels=(32, 32, 64, 64), layers_per_block=2, latent_channels=4, scaling_factor=0.3)  # fmt: skip
+    return AutoencoderKL(**{**given, **options}).eval()
+
+
+def saved(folder, model, *, config=None, state=None):
+    """A diffusers folder, with some of its config (None removes a key) or all of its weights replaced."""
+    model.save_pretrained(folder)
+    given = {**json.loads((folder / "config.json").read_text()), **(config or {})}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in given.items() if v is not None}))
+    if state is not None:
+        save_file(state, folder / WEIGHTS)
+    return str(folder)
+
+
+def bundled():
+    """The bundled autoencoder as diffusers reads it."""
     return AutoencoderKL.from_pretrained(BUNDLED, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()
 
 
-@pytest.fixture(scope="module")
-def images(shared):
-    """Three real pictures [3, 3, 128, 128] in [0, 1]."""
-    with zipfile.ZipFile(shared / "data" / "imagenet256-sample.zip") as archive:
-        names = [name for name in sorted(archive.namelist()) if name.endswith(".jpg")][:3]
-        pictures = [Image.open(io.BytesIO(archive.read(name))).convert("RGB").resize((128, 128)) for name in names]
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
+def pictures():
+    """Three pictures [3, 3, 64, 64] in [0, 1]: real ones where they are, else drawn ones."""
+    archive = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet256-sample.zip"
+    if not archive.exists():
+        return torch.stack([ShapesDataset(resolution=64)[i]["image"] for i in range(3)]).float() / 255
+    with zipfile.ZipFile(archive) as file:
+        names = [name for name in sorted(file.namelist()) if name.endswith(".jpg")][:3]
+        found = [Image.open(io.BytesIO(file.read(name))).convert("RGB").resize((64, 64)) for name in names]
+    return torch.from_numpy(np.stack([np.asarray(p) for p in found])).permute(0, 3, 1, 2).float() / 255
 
 
-def test_contracts():
+images = pytest.fixture(pictures, scope="module")
+
+
+def test_contract():
     check_autoencoder(dict(type="KLAutoencoder", source="bundled"))
-    check_prior(dict(type="VAETaps"))
-    check_prior(dict(type="VAETaps", autoencoder=dict(type="KLAutoencoder", source="bundled"), precision="fp32"))
-
-
-def test_levels_and_latent_are_those_of_diffusers(own, images):
-    seen, hooks, modules = {}, [], dict(own.encoder.named_modules())
-    for name, module in zip(NAMES, MODULES, strict=True):
-        hooks.append(modules[module].register_forward_hook(lambda m, i, out, name=name: seen.update({name: out})))
-    with torch.no_grad():
-        posterior = own.encode(2 * images - 1).latent_dist
-    for hook in hooks:
-        hook.remove()
-    encoded = tokenizer(scale=1.0).encode(images, NAMES)
-    assert list(encoded.taps) == NAMES
-    for name in NAMES:
-        torch.testing.assert_close(encoded.taps[name], seen[name], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(encoded.mean, posterior.mean, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(encoded.std, posterior.std, rtol=1e-3, atol=1e-3)
 
 
 def test_sampling_uses_the_generator_and_the_posterior(images):
@@ -74,149 +84,227 @@ def test_sampling_uses_the_generator_and_the_posterior(images):
 
 @pytest.mark.parametrize(
     "options, offset, factor",
-    [(dict(scale=0.18215), 0, 0.18215), (dict(scale=0.13, shift=0.4), 0.4, 0.13), (dict(shift=-1.0), -1.0, 1.00005),
+    [(dict(), 0, 1.00005), (dict(scale=0.18215), 0, 0.18215), (dict(scale=0.13, shift=0.4), 0.4, 0.13), (dict(shift=-1.0), -1.0, 1.00005),
      (dict(mean=[0.1, 0.2, 0.3, 0.4], std=[1.0, 2.0, 4.0, 0.5]), [0.1, 0.2, 0.3, 0.4], [1.0, 0.5, 0.25, 2.0])],
-    ids=["scale", "scale+shift", "shift", "per channel"])  # fmt: skip
-def test_normalisation_is_applied_and_undone(own, images, options, offset, factor):
+    ids=["default", "scale", "scale+shift", "shift", "per channel"])  # fmt: skip
+def test_normalisation_is_applied_and_undone(images, options, offset, factor):
     """The bundled factor is 1.00005, which would hide a forgotten one: these do not."""
-    vae = tokenizer(**options)
-    raw = tokenizer(scale=1.0).encode(images)
+    own, vae = bundled(), tokenizer(**options, channels_last=False)
+    with torch.no_grad():
+        raw = own.encode(2 * images - 1).latent_dist
+        wanted = (own.decode(raw.mean).sample / 2 + 0.5).clamp(0, 1)
     encoded = vae.encode(images)
     view = lambda x: torch.as_tensor(x, dtype=torch.float32).view(1, -1, 1, 1)  # noqa: E731
-    torch.testing.assert_close(encoded.mean, (raw.mean - view(offset)) * view(factor), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(encoded.std, raw.std * view(factor), rtol=1e-4, atol=1e-5)
-    with torch.no_grad():
-        wanted = (own.decode(raw.mean).sample / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(vae.decode(encoded.mean), wanted, rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(encoded.mean, (raw.mean - view(offset)) * view(factor), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(encoded.std, raw.std * view(factor), rtol=1e-6, atol=0)
+    torch.testing.assert_close(vae.decode(encoded.mean), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config, offset, factor", [
+    (dict(scaling_factor=None), [0.0], [0.18215]), (dict(scaling_factor=0.25, shift_factor=0.5), [0.5], [0.25]),
+    (dict(scaling_factor=0.5, latents_mean=[1, 2, 3, 4], latents_std=[1, 2, 4, 5]), [1, 2, 3, 4], [0.5, 0.25, 0.125, 0.1])],
+    ids=["as sd-vae-ft-mse: none given", "shift", "latents_mean"])  # fmt: skip
+def test_factors_come_from_the_config(tmp_path, config, offset, factor):
+    source = saved(tmp_path / "vae", network(), config=config)
+    for path in (source, f"{source}/{WEIGHTS}"):
+        vae = tokenizer(source=path)
+        torch.testing.assert_close(vae.offset.flatten(), torch.tensor(offset).float())
+        torch.testing.assert_close(vae.factor.flatten(), torch.tensor(factor).float())
 
 
 @pytest.mark.parametrize(
     "options, message",
-    [(dict(scale=1.0, mean=[0.0] * 4), "not both"), (dict(mean=[0.0] * 3), "3 numbers for 4"), (dict(std=[0.0] * 4), "std"),
-     (dict(scale=0), "scale"), (dict(precision="int8"), "bf16"), (dict(sorce="bundled"), "source")], ids=str)  # fmt: skip
+    [(dict(scale=1.0, mean=[0.0] * 4), "not both"), (dict(mean=[0.0] * 3), "3 numbers for 4"), (dict(mean=0.5), "0.5 for 4"),
+     (dict(std=[0.0] * 4), "std: must be above 0"), (dict(std=[float("nan")] * 4), "finite"), (dict(scale=0), "scale: must"),
+     (dict(scale="1"), "scale"), (dict(precision="int8"), "bf16"), (dict(sorce="bundled"), "source"), (dict(source=None), "hub id")], ids=str)  # fmt: skip
 def test_mistakes(options, message):
     with pytest.raises(ConfigError, match=message):
         tokenizer(**options)
 
 
-@pytest.mark.parametrize("deepest", ["conv_in", "down2.res1", "down3.res0", "mid.attn"])
-def test_computes_only_as_deep_as_needed(images, deepest):
-    vae = tokenizer()
+def test_many_are_decoded_in_parts():
+    vae, latent = tokenizer(), torch.randn(19, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     vae.load()
-    ran, modules = [], dict(vae.held["vae"].encoder.named_modules())
-    for name, module in zip(NAMES, MODULES, strict=True):
-        modules[module].register_forward_hook(lambda *_, name=name: ran.append(name))
-    encoded = vae.encode(images, [deepest], latent=False)
-    assert ran == NAMES[: NAMES.index(deepest) + 1] and list(encoded.taps) == [deepest] and encoded.mean is None
+    sizes = []
+    vae.held["vae"].decoder.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+    images = vae.decode(latent)
+    assert sizes == [16, 3] and images.shape == (19, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
+    torch.testing.assert_close(images[17:], vae.decode(latent[17:]), rtol=0, atol=1e-5)
 
 
-def test_bf16_is_close(images):
-    exact, fast = tokenizer().encode(images, NAMES), tokenizer(precision="bf16").encode(images, NAMES)
-    for name in NAMES:
-        assert torch.cosine_similarity(exact.taps[name].flatten(1), fast.taps[name].float().flatten(1)).min() > 0.999
-    assert fast.mean.dtype == torch.float32
-
-
-def test_training_autocast_does_not_reach_it(images):
-    vae = tokenizer()
-    plain = vae.encode(images).mean
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(vae.encode(images).mean, plain)
-
-
-def test_frozen_and_outside_of_state_and_parameters(images):
-    vae = tokenizer()
-    holder = torch.nn.Module()
-    holder.vae = vae
-    encoded = vae.encode(images.requires_grad_(), ["mid.res1"])
-    assert not encoded.mean.requires_grad and not encoded.taps["mid.res1"].requires_grad
-    assert not holder.state_dict() and not list(holder.parameters())
-    holder.to("meta")
-    assert all(p.is_meta for p in vae.held["vae"].parameters()), "the held network must move along"
+def test_fingerprint_tells_weights_apart(tmp_path):
+    mark = tokenizer().fingerprint
+    assert mark == tokenizer(precision="bf16", scale=2.0).fingerprint and len(mark) == 16
+    shutil.copytree(BUNDLED, tmp_path / "other")
+    state = load_file(tmp_path / "other" / WEIGHTS)
+    state["encoder.conv_in.bias"][0] += 1
+    save_file(state, tmp_path / "other" / WEIGHTS)
+    assert tokenizer(source=str(tmp_path / "other")).fingerprint != mark
 
 
 # ---- sources ----
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A tiny AutoencoderKL of SD's topology with random weights, as a folder and as two kinds of single files."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vae")
-    width = (32, 32, 64, 64)
-    model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=width,
-        layers_per_block=2, latent_channels=4, scaling_factor=0.18215).eval()  # fmt: skip
-    model.save_pretrained(folder / "plain")
-    model.save_pretrained(folder / "pipeline" / "vae")
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / "single.safetensors")
-    ldm = to_ldm(state)
-    assert set(ldm) != set(state) and {from_ldm(name, 4) for name in ldm} == set(state)
-    save_file(ldm, folder / "ldm.safetensors")
-    torch.save({"state_dict": {f"first_stage_model.{k}": v for k, v in ldm.items()}}, folder / "ldm.ckpt")
-    return folder
-
-
 def to_ldm(state):
-    """diffusers' names -> the original ones, written independently of `from_ldm` (attention as 1 x 1 convolutions)."""
+    """diffusers' names -> the original ones, written independently of `sources.rename` (attention as 1 x 1 convolutions)."""
     out = {}
     for key, value in state.items():
         part = key.split(".")
-        if part[1] == "down_blocks":
-            part = [part[0], "down", part[2], *("downsample",) * (part[3] == "downsamplers"),
-                    *(("block", part[4]) if part[3] == "resnets" else ()), *part[5:]]  # fmt: skip
-        elif part[1] == "up_blocks":
-            part = [part[0], "up", str(3 - int(part[2])), *("upsample",) * (part[3] == "upsamplers"),
-                    *(("block", part[4]) if part[3] == "resnets" else ()), *part[5:]]  # fmt: skip
+        if part[1] in ("down_blocks", "up_blocks"):
+            way, place = part[1][:-7], int(part[2])
+            kind = (f"{way}sample",) if part[3].endswith("samplers") else ("block", part[4])
+            part = [part[0], way, str(3 - place if way == "up" else place), *kind, *part[5:]]
+        elif part[1] == "mid_block" and part[2] == "resnets":
+            part = [part[0], "mid", f"block_{int(part[3]) + 1}", *part[4:]]
         elif part[1] == "mid_block":
-            if part[2] == "resnets":
-                part = [part[0], "mid", f"block_{int(part[3]) + 1}", *part[4:]]
-            else:
-                names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-                value = value[:, :, None, None] if value.ndim == 2 else value
-                part = [part[0], "mid", "attn_1", names[part[4]], part[-1]]
+            names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+            value = value[:, :, None, None] if value.ndim == 2 else value
+            part = [part[0], "mid", "attn_1", names[part[4]], part[-1]]
         elif part[1] == "conv_norm_out":
             part[1] = "norm_out"
         out[".".join(part).replace("conv_shortcut", "nin_shortcut")] = value.contiguous()
     return out
 
 
-@pytest.mark.parametrize("name", ["plain", "pipeline", "single.safetensors", "ldm.safetensors", "ldm.ckpt"])
+def to_old(state):
+    """The attention's names of the published sd-vae-ft-mse."""
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    return {next((key.replace(new, old) for new, old in names.items() if f".{new}." in key), key): value
+            for key, value in state.items()}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The same random network as every kind of source; its factor is SD's, which a lone file is taken to have."""
+    folder, model = tmp_path_factory.mktemp("vae"), network(scaling_factor=0.18215)
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    saved(folder / "plain", model)
+    saved(folder / "pipeline" / "vae", model)
+    saved(folder / "old", model, state=to_old(state))
+    save_file(state, folder / "single.safetensors")
+    save_file(to_old(state), folder / "old.safetensors")
+    save_file(to_ldm(state), folder / "ldm.safetensors")
+    whole = {f"first_stage_model.{key}": value for key, value in to_ldm(state).items()}
+    torch.save(
+        {"state_dict": {**whole, "model.diffusion_model.out.2.bias": torch.zeros(4)}, "epoch": 3}, folder / "ldm.ckpt"
+    )
+    torch.save(state, folder / "plain.pt")
+    return folder
+
+
+def test_the_ldm_layout_is_what_diffusers_reads(small):
+    """Its own converter is the reference for the names, and for the test's own way back."""
+    theirs = convert_ldm_vae_checkpoint(load_file(small / "ldm.safetensors"), network().config)
+    ours = load_file(small / "single.safetensors")
+    assert set(theirs) == set(ours) and all(
+        torch.equal(theirs[key].reshape(ours[key].shape), ours[key]) for key in ours
+    )
+    assert {key: sources.rename(name, True, 4) for key, name in zip(ours, to_ldm(ours), strict=True)} == {
+        k: k for k in ours
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "pipeline", "old", f"plain/{WEIGHTS}", "single.safetensors", "old.safetensors", "ldm.safetensors", "ldm.ckpt", "plain.pt"])  # fmt: skip
 def test_every_kind_of_source_gives_the_same(small, name, images):
-    vae = tokenizer(source=str(small / name))
+    vae, model = tokenizer(source=str(small / name), channels_last=False), network()
     assert vae.latent_channels == 4 and vae.downsample == 8 and list(vae.levels) == NAMES
     assert [vae.levels[n].channels for n in ("conv_in", "down1.res0", "down2.res0", "mid.res1")] == [32, 32, 64, 64]
-    wanted = tokenizer(source=str(small / "plain")).encode(images, ["mid.attn"])
-    encoded = vae.encode(images, ["mid.attn"])
-    torch.testing.assert_close(encoded.mean, wanted.mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(encoded.taps["mid.attn"], wanted.taps["mid.attn"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(vae.decode(encoded.mean), tokenizer(source=str(small / "plain")).decode(wanted.mean))
-    assert float(vae.factor) == pytest.approx(0.18215)
+    with torch.no_grad():
+        posterior = model.encode(2 * images[:1] - 1).latent_dist
+        wanted = (model.decode(posterior.mean).sample / 2 + 0.5).clamp(0, 1)
+    encoded = vae.encode(images[:1])
+    torch.testing.assert_close(encoded.mean, 0.18215 * posterior.mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(vae.decode(encoded.mean), wanted, rtol=0, atol=1e-5)
 
 
-def test_known_hub_ids_need_no_network():
-    with torch.device("meta"):
-        sd, sdxl = (tokenizer(source=f"stabilityai/{n}") for n in ("sd-vae-ft-mse", "sdxl-vae"))
-    assert list(sd.levels) == NAMES and sd.levels == sdxl.levels
-    assert [tuple(sd.levels[n]) for n in NAMES] == [
-        (128, 1), (128, 1), (128, 1), (128, 2), (256, 2), (256, 2), (256, 4), (512, 4), (512, 4), (512, 8),
-        (512, 8), (512, 8), (512, 8), (512, 8), (512, 8)]  # fmt: skip
-    assert float(sd.factor) == pytest.approx(0.18215) and float(sdxl.factor) == pytest.approx(0.13025)
+def test_a_hub_id_is_read_from_the_local_cache(tmp_path, monkeypatch, images):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--a-vae"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    saved(repository / "snapshots" / ("a" * 40) / "vae", network())
+    vae = tokenizer(source="someone/a-vae", subfolder="vae", channels_last=False)
+    with torch.no_grad():
+        wanted = 0.3 * network().encode(2 * images - 1).latent_dist.mean
+    torch.testing.assert_close(vae.encode(images).mean, wanted, rtol=1e-6, atol=1e-7)
+
+
+def refusal(**options):
+    """The message with which this is refused, at the latest when the weights are needed."""
+    with pytest.raises(UserError) as caught:
+        tokenizer(**options).load()
+    return str(caught.value)
 
 
 def test_what_is_not_there_is_told_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    network().save_config(tmp_path / "bare")
     (tmp_path / "words.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     for source, word in ((tmp_path / "none", "neither a folder nor a file"), (tmp_path / "empty", "config.json"),
-                         ("nobody/unknown-vae", "local cache"), (tmp_path / "words.safetensors", "no AutoencoderKL")):  # fmt: skip
-        with pytest.raises(UserError) as caught:
-            tokenizer(source=str(source))
-        assert word in str(caught.value) and "--vae" in str(caught.value) and "--demo" in str(caught.value)
-    known = tokenizer(source="stabilityai/sd-vae-ft-mse")
-    with pytest.raises(UserError, match="sd-vae-ft-mse.*--demo"):
-        known.load()
+                         ("empty/vae", "neither a folder nor a file"), ("nobody/unknown-vae", "local cache"),
+                         (tmp_path / "words.safetensors", "no AutoencoderKL"), (tmp_path / "bare", "no weights"),
+                         ("stabilityai/sd-vae-ft-mse", "local cache")):  # fmt: skip
+        message = refusal(source=str(source))
+        assert word in message and str(source) in message and "--vae" in message and "--demo" in message
+    assert "sd-vae-ft-ema" in refusal(source="openai/consistency-decoder")
+
+
+def test_without_a_network_the_hub_is_given_up_after_one_try(monkeypatch):
+    import huggingface_hub
+    import huggingface_hub.utils as utils
+
+    class Dead:
+        def head(self, url, timeout):
+            assert timeout <= 5
+            raise OSError("no route")
+
+    asked = []
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(utils, "get_session", Dead)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *a, **k: asked.append(k["local_files_only"]) or 1 / 0
+    )
+    assert "cannot be reached" in refusal(source="nobody/unknown-vae") and asked == [True]
+
+
+def test_weights_that_do_not_fit_are_never_filled_up(tmp_path):
+    state, other = network().state_dict(), network(block_out_channels=(32, 32, 64, 32)).state_dict()
+    lacking = {key: value for key, value in state.items() if key != "encoder.conv_in.weight"}
+    wrong = {**state, "encoder.conv_in.bias": torch.zeros(31)}
+    for name, weights, word in (("a", lacking, "lacks 1 weights, such as encoder.conv_in.weight"), ("b", {**state, "encoder.x": torch.ones(1)}, "encoder.x"),
+                                ("c", wrong, "encoder.conv_in.bias is (31,), expected (32,)"), ("d", other, "conv_shortcut")):  # fmt: skip
+        assert word in refusal(source=saved(tmp_path / name, network(), state=weights))
+    assert "AttnDownEncoderBlock2D" in refusal(
+        source=saved(tmp_path / "e", network(), config=dict(down_block_types=["AttnDownEncoderBlock2D"] * 4)))  # fmt: skip
+    assert "VQModel" in refusal(source=saved(tmp_path / "f", network(), config=dict(_class_name="VQModel")))
+
+
+def test_what_a_lone_file_does_not_tell_is_not_guessed(tmp_path):
+    for name, options, word in (("wide", dict(latent_channels=16), "scale"), ("odd", dict(block_out_channels=(24, 24), norm_num_groups=8), "groups")):  # fmt: skip
+        saved(tmp_path / name, network(**options))
+        shutil.copy(tmp_path / name / WEIGHTS, tmp_path / f"{name}.safetensors")
+        assert word in refusal(source=str(tmp_path / f"{name}.safetensors"))
+    assert float(
+        tokenizer(source=str(tmp_path / "wide.safetensors"), scale=0.3611, shift=0.1159).factor
+    ) == pytest.approx(0.3611)
+
+
+def test_damaged_files_are_told_by_name(tmp_path):
+    folder = Path(saved(tmp_path / "vae", network()))
+    whole = (folder / WEIGHTS).read_bytes()
+    for content in (b"", b"abc", (9).to_bytes(8, "little") + b"not json!", whole[: len(whole) // 2]):
+        for path in (folder / WEIGHTS, tmp_path / "single.safetensors"):
+            path.write_bytes(content)
+            assert str(path) in refusal(source=str(path.parent if path.parent == folder else path))
+    (tmp_path / "single.ckpt").write_bytes(b"\x80")
+    assert "refused" in refusal(source=str(tmp_path / "single.ckpt"))
+    (folder / "config.json").write_text("{")
+    assert "config.json" in refusal(source=str(folder))
 
 
 class Evil:
@@ -224,51 +312,28 @@ class Evil:
         self.target = target
 
     def __reduce__(self):
-        return (os.system, (f"touch {self.target}",))
+        return (os.system, (f"touch '{self.target}'",))
 
 
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
-    path = tmp_path / "vae.ckpt"
-    path.write_bytes(pickle.dumps({"state_dict": Evil(tmp_path / "ran")}))
-    with pytest.raises(UserError, match="refused"):
-        tokenizer(source=str(path))
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("place", ["vae.ckpt", "vae.pt", "vae/diffusion_pytorch_model.bin"])
+@pytest.mark.parametrize("write", ["pickle", "zip"])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, place, write):
+    target, path = tmp_path / "ran", tmp_path / place
+    network().save_config(tmp_path / "vae")
+    content = {"state_dict": Evil(target)}
+    path.write_bytes(pickle.dumps(content)) if write == "pickle" else torch.save(content, path)
+    assert "refused" in refusal(source=str(path if path.suffix != ".bin" else path.parent)) and not target.exists()
+    with contextlib.suppress(RuntimeError):  # a bare pickle runs before it is found to be no checkpoint
+        torch.load(path, weights_only=False)
+    assert target.exists(), "this pickle would have done nothing: the test shows nothing"
 
 
-def test_importing_the_priors_does_not_import_diffusers():
-    code = "import sys, ahpa.priors; print([m for m in ('diffusers', 'timm', 'open_clip') if m in sys.modules])"
+def test_importing_and_building_imports_no_diffusers():
+    code = """import sys, torch
+from ahpa.priors.autoencoder import KLAutoencoder
+KLAutoencoder(source='bundled'), KLAutoencoder()
+print([m for m in ('diffusers', 'timm', 'open_clip', 'huggingface_hub', 'torchvision') if m in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parents[1])  # fmt: skip
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_fingerprint_tells_weights_apart(small):
-    marks = {tokenizer().fingerprint, tokenizer(source=str(small / "plain")).fingerprint}
-    assert len(marks) == 2 and tokenizer().fingerprint in marks
-
-
-# ---- the prior ----
-
-
-def test_taps_share_the_tokenizers_pass_or_run_their_own(images, small):
-    vae, prior = tokenizer(), build(PRIORS, dict(type="VAETaps"))
-    prior.bind(tokenizer=vae, backbone=None)
-    prior.request(["mid.res1", "down2.res0"])
-    assert prior.shared_levels == ("down2.res0", "mid.res1"), "in the order of the encoder"
-    step = Step(batch={}, images=images)
-    step.encoded = vae.encode(images, prior.shared_levels)
-    assert prior(step)["mid.res1"] is step.encoded.taps["mid.res1"]
-    own = build(PRIORS, dict(type="VAETaps", autoencoder=dict(type="KLAutoencoder", source=str(small / "plain"))))
-    own.bind(tokenizer=vae, backbone=None)
-    own.request(["mid.res0"])
-    assert own.shared_levels == () and own.own.precision == "bf16"
-    assert own(step)["mid.res0"].shape == (3, 64, 16, 16)
-
-
-def test_prior_mistakes():
-    prior = build(PRIORS, dict(type="VAETaps"))
-    with pytest.raises(ConfigError, match="no levels to share"):
-        prior.bind(tokenizer=torch.nn.Identity(), backbone=None)
-    prior.bind(tokenizer=tokenizer(), backbone=None)
-    with pytest.raises(ConfigError, match="down2.res0"):
-        prior.request(["down2.res9"])
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

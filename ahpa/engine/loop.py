@@ -11,7 +11,6 @@ from mmengine.runner import BaseLoop
 from ..registry import LOOPS
 from .guard import explain_and_stop
 
-
 MASK = 2**64 - 1
 
 

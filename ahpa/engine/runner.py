@@ -128,7 +128,12 @@ class AlignmentRunner(Runner):
         """Schedulers count optimiser steps (`by_epoch=False`): the stream of samples has no epochs of its own."""
         schedulers = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
         return [
-            build(PARAM_SCHEDULERS, {"by_epoch": False, **cfg}, where=f"param_scheduler[{i}]", optimizer=self.optim_wrapper)
+            build(
+                PARAM_SCHEDULERS,
+                {"by_epoch": False, **cfg},
+                where=f"param_scheduler[{i}]",
+                optimizer=self.optim_wrapper,
+            )
             for i, cfg in enumerate(schedulers)
         ]
 

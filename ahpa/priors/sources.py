@@ -7,12 +7,10 @@ Files are data and not trusted: configs are JSON, weights are safetensors or pic
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from ..registry import UserError
 
@@ -36,13 +34,13 @@ STEM = "diffusion_pytorch_model"
 WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.bin")  # in the order in which they are looked for
 HALF_WEIGHTS = (f"{STEM}.fp16.safetensors", f"{STEM}.fp16.bin")  # only if a folder has nothing better
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-CONNECT_SECONDS, ANSWER_SECONDS = 3, 5  # how long the hub may take before it counts as out of reach
+HUB_SECONDS = 4  # how long the hub may take to connect, and to answer, before it counts as out of reach
 HINT = "Point to a copy with --vae PATH (a diffusers folder or a single file), or use --demo for the bundled one."
 LDM = (  # original latent-diffusion name -> diffusers' name; blocks are renamed in `rename`
     ("mid.block_1", "mid_block.resnets.0"), ("mid.block_2", "mid_block.resnets.1"),
-    ("mid.attn_1.norm", "mid_block.attentions.0.group_norm"), ("mid.attn_1.proj_out", "mid_block.attentions.0.to_out.0"),
-    ("mid.attn_1.q", "mid_block.attentions.0.to_q"), ("mid.attn_1.k", "mid_block.attentions.0.to_k"),
-    ("mid.attn_1.v", "mid_block.attentions.0.to_v"), ("nin_shortcut", "conv_shortcut"), ("norm_out", "conv_norm_out"),
+    ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."), ("mid.attn_1.q.", "mid_block.attentions.0.to_q."),
+    ("mid.attn_1.k.", "mid_block.attentions.0.to_k."), ("mid.attn_1.v.", "mid_block.attentions.0.to_v."),
+    ("mid.attn_1.proj_out.", "mid_block.attentions.0.to_out.0."), ("nin_shortcut", "conv_shortcut"), ("norm_out", "conv_norm_out"),
     (".downsample.", ".downsamplers.0."), (".upsample.", ".upsamplers.0."))  # fmt: skip
 OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))  # before 2023
 
@@ -99,7 +97,9 @@ def read_config(path: Path) -> dict:
         raise UserError(f"{path} is no config of an autoencoder that can be read ({error}). {HINT}") from error
     if kind != "AutoencoderKL":
         raise UserError(f"{path} describes a {kind}; KLAutoencoder reads an AutoencoderKL. {HINT}")
-    blocks = {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
+    if (colours := (config.get("in_channels", 3), config.get("out_channels", 3))) != (3, 3):
+        raise UserError(f"{path}: images have 3 channels, this autoencoder takes and gives {colours}. {HINT}")
+    blocks = {*(config.get("down_block_types") or ()), *(config.get("up_block_types") or ())}
     if strange := sorted(blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"}):
         raise UserError(f"{path}: blocks of the kind {strange[0]} are not supported, only those of Stable Diffusion's "
                         f"autoencoder. {HINT}")  # fmt: skip
@@ -124,8 +124,8 @@ def config_of_file(path: Path) -> dict:
     if not widths or latent is None:
         raise UserError(f"{path} holds no AutoencoderKL: no encoder.down* and decoder.conv_in among its keys. {HINT}")
     if any(width % SD["norm_num_groups"] for width in widths):
-        raise UserError(f"{path}: a file does not tell the number of groups of its norms, and block widths {widths} are "
-                        "not Stable Diffusion's; give a diffusers folder (with config.json).")  # fmt: skip
+        raise UserError(f"{path}: a file does not tell the number of groups of its norms, and with block widths {widths} "
+                        "it is not Stable Diffusion's 32; give a diffusers folder (with config.json).")  # fmt: skip
     attention = any(".mid.attn_1." in key or ".mid_block.attentions." in key for key in shapes)
     return {**SD, "block_out_channels": tuple(widths), "layers_per_block": layers, "latent_channels": latent[1],
             "scaling_factor": SD["scaling_factor"] if latent[1] == SD["latent_channels"] else None,
@@ -140,6 +140,7 @@ def hub_file(source: str, subfolder: str | None, names: Iterable[str]) -> Path:
     """The first of these files of a hub id: from the local cache, else from the hub. UserError if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import LocalEntryNotFoundError
 
     unreachable, reason = False, None
     for local in (True, False):
@@ -147,29 +148,28 @@ def hub_file(source: str, subfolder: str | None, names: Iterable[str]) -> Path:
         for name in () if unreachable else names:
             try:
                 return Path(hf_hub_download(
-                    source, name, subfolder=subfolder, local_files_only=local, etag_timeout=ANSWER_SECONDS))  # fmt: skip
+                    source, name, subfolder=subfolder, local_files_only=local, etag_timeout=HUB_SECONDS))  # fmt: skip
             except Exception as error:  # not cached, no network, no such repository, no right to read: many kinds
                 reason = error
-    said = str(reason).strip().splitlines()[0][:160] if str(reason).strip() else type(reason).__name__
-    place = "the hub cannot be reached, or HF_HUB_OFFLINE is set" if unreachable else f"the hub did not give it ({said})"
-    looked = f"it is not in the local cache {HF_HUB_CACHE}, and {place}"
+                if not local and isinstance(error, LocalEntryNotFoundError):
+                    break  # the connection broke: the next name would only wait as long again
+    said = next(iter(str(reason).strip().splitlines()), type(reason).__name__)[:160]
+    gone = "the hub cannot be reached, or HF_HUB_OFFLINE is set"
+    looked = f"it is not in the local cache {HF_HUB_CACHE}, and " + (gone if unreachable else f"the hub said: {said}")
     raise UserError(f"the autoencoder {source!r} was not found: {looked}. {HINT}") from reason
 
 
 def offline() -> bool:
-    """Whether the hub is not to be asked, or cannot be: found out at once instead of after a minute of retries."""
+    """Whether the hub is not to be asked, or cannot be: found out in one try, where a download makes six."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return True
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return False  # a proxy looks names up itself
     from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.utils import get_session  # knows the user's proxies and certificates
 
-    host = urlsplit(ENDPOINT)
     try:
-        port = host.port or (80 if host.scheme == "http" else 443)
-        socket.create_connection((host.hostname, port), timeout=CONNECT_SECONDS).close()
+        get_session().head(ENDPOINT, timeout=HUB_SECONDS)
         return False
-    except OSError:
+    except Exception:  # of whichever HTTP library the hub's client uses
         return True
 
 
@@ -188,22 +188,24 @@ def weights(found: Source, source: str, subfolder: str | None) -> Path:
     raise UserError(f"{found.path} has a config.json but no weights ({' or '.join(WEIGHTS)}). {HINT}")
 
 
-def read_network(path: Path, config: Mapping):
-    """diffusers' AutoencoderKL of this config in float32 on the CPU, with exactly the weights of the file."""
+def read_network(path: Path, config: Mapping, dtype):
+    """diffusers' AutoencoderKL of this config in `dtype` on the CPU, with exactly the weights of the file."""
     import torch
     from diffusers import AutoencoderKL
 
     count = len(config["block_out_channels"])
     with torch.device("meta"):  # no time spent on random weights
-        vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * count, up_block_types=("UpDecoderBlock2D",) * count,
-                            **{key: config[key] for key in NETWORK})  # fmt: skip
+        vae = AutoencoderKL(**{key: config[key] for key in NETWORK}, down_block_types=("DownEncoderBlock2D",) * count,
+                            up_block_types=("UpDecoderBlock2D",) * count)  # fmt: skip
     wanted = vae.state_dict()
     with torch.device("cpu"), opened(path) as reader:
         state = reader()
-        state = {rename(key, is_ldm(state), count): value.float() for key, value in state.items()}
+        state = {rename(key, is_ldm(state), count): value.to(dtype) for key, value in state.items()}
     for name, keys in (("lacks", wanted.keys() - state.keys()), ("has no place for", state.keys() - wanted.keys())):
         if keys:
-            raise UserError(f"{path} does not fit its AutoencoderKL: it {name} {len(keys)} weights, such as {min(keys)}.")
+            raise UserError(
+                f"{path} does not fit an AutoencoderKL: it {name} {len(keys)} weights, such as {min(keys)}."
+            )
     for key, value in wanted.items():  # attention was made of 1 x 1 convolutions once
         if tuple(state[key].shape) not in (tuple(value.shape), (*value.shape, 1, 1)):
             raise UserError(f"{path}: {key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}.")
@@ -244,7 +246,7 @@ def read_pickle(path: Path, shapes: bool) -> dict:
 
 
 def own_keys(keys: Iterable[str]) -> dict[str, str]:
-    """{name in the autoencoder: key in the file}: a whole latent-diffusion model has more, under `first_stage_model.`"""
+    """{name in the autoencoder: key in the file}; a whole latent-diffusion model has it under `first_stage_model.`"""
     keys, prefix = list(keys), "first_stage_model."
     if any(key.startswith(prefix) for key in keys):
         keys = [key for key in keys if key.startswith(prefix)]
