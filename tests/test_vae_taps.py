@@ -1,4 +1,6 @@
-"""AHPA's prior: the levels of the tokenizer's own pass, or of another autoencoder's, and nothing computed twice."""
+"""Levels of an encoder against diffusers' own, and AHPA's prior: from the tokenizer's pass or another autoencoder's."""
+
+import copy
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from test_autoencoder import tokenizer as tokenizer_of
 from ahpa.priors import sources
 from ahpa.registry import AUTOENCODERS, PRIORS, ConfigError, UserError, build
 from ahpa.registry.contracts import Autoencoder, Encoded, LevelSpec, Step
-from ahpa.testing import check_prior
+from ahpa.testing import check_autoencoder, check_prior
 
 OWN = dict(type="KLAutoencoder", source="bundled", scale=0.5)  # any scale: levels do not depend on it
 MODULES = ["conv_in", "down_blocks.0.resnets.0", "down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "down_blocks.1.resnets.0", "down_blocks.1.resnets.1", "down_blocks.1.downsamplers.0", "down_blocks.2.resnets.0", "down_blocks.2.resnets.1", "down_blocks.2.downsamplers.0", "down_blocks.3.resnets.0", "down_blocks.3.resnets.1", "mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]  # fmt: skip
@@ -102,6 +104,12 @@ def test_other_topologies(tmp_path, options, names, images):
         assert torch.equal(encoded.mean, model.encode(2 * images - 1).latent_dist.mean)
 
 
+def test_sampling_uses_the_generator_and_the_posterior(images):
+    encoded = tokenizer_of().encode(images)
+    noise = torch.randn(encoded.mean.shape, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(encoded.sample(torch.Generator().manual_seed(3)), encoded.mean + encoded.std * noise)
+
+
 @pytest.mark.parametrize("deepest", ["conv_in", "down2.res1", "down3.res0", "mid.attn"])
 def test_computes_only_as_deep_as_needed(images, deepest):
     vae = tokenizer_of()
@@ -184,6 +192,7 @@ def test_built_on_meta_it_is_whole(images):
 
 
 def test_contract():
+    check_autoencoder(dict(type="KLAutoencoder", source="bundled"))
     check_prior(dict(type="VAETaps"))
     check_prior(dict(type="VAETaps", autoencoder=OWN, precision="fp32"))
 
@@ -218,9 +227,8 @@ def test_an_autoencoder_of_its_own_supervises_instead(tokenizer, images):
     features = prior(step)
     for name in WANTED:
         assert features[name].dtype == torch.bfloat16 and features[name] is not step.encoded.taps[name]
-        assert (
-            torch.cosine_similarity(features[name].float().flatten(), step.encoded.taps[name].flatten(), dim=0) > 0.999
-        )
+        a, b = features[name].float().flatten(), step.encoded.taps[name].flatten()
+        assert torch.cosine_similarity(a, b, dim=0) > 0.999
 
 
 def loaded(prior):
@@ -254,9 +262,8 @@ def test_autoencoders_of_others_need_no_precision_option(tokenizer, images):
 def test_outside_of_state_and_parameters_and_moved(tokenizer, images):
     for prior in (bound(tokenizer, *WANTED), bound(tokenizer, *WANTED, autoencoder=OWN)):
         prior.load()
-        features = prior(
-            Step(batch={}, images=images.clone().requires_grad_(), encoded=tokenizer.encode(images, WANTED))
-        )
+        step = Step(batch={}, images=images.clone().requires_grad_(), encoded=tokenizer.encode(images, WANTED))
+        features = prior(step)
         assert not any(value.requires_grad for value in features.values())
         assert not prior.state_dict() and not list(prior.parameters())
         assert tokenizer not in list(prior.modules()), "the tokenizer is the model's part, not the prior's"

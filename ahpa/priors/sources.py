@@ -40,8 +40,8 @@ LDM = (  # original latent-diffusion name -> diffusers' name; blocks are renamed
     ("mid.block_1", "mid_block.resnets.0"), ("mid.block_2", "mid_block.resnets.1"),
     ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."), ("mid.attn_1.q.", "mid_block.attentions.0.to_q."),
     ("mid.attn_1.k.", "mid_block.attentions.0.to_k."), ("mid.attn_1.v.", "mid_block.attentions.0.to_v."),
-    ("mid.attn_1.proj_out.", "mid_block.attentions.0.to_out.0."), ("nin_shortcut", "conv_shortcut"), ("norm_out", "conv_norm_out"),
-    (".downsample.", ".downsamplers.0."), (".upsample.", ".upsamplers.0."))  # fmt: skip
+    ("mid.attn_1.proj_out.", "mid_block.attentions.0.to_out.0."), ("nin_shortcut", "conv_shortcut"),
+    ("norm_out", "conv_norm_out"), (".downsample.", ".downsamplers.0."), (".upsample.", ".upsamplers.0."))  # fmt: skip
 OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))  # before 2023
 
 
@@ -124,7 +124,7 @@ def config_of_file(path: Path) -> dict:
     if not widths or latent is None:
         raise UserError(f"{path} holds no AutoencoderKL: no encoder.down* and decoder.conv_in among its keys. {HINT}")
     if any(width % SD["norm_num_groups"] for width in widths):
-        raise UserError(f"{path}: a file does not tell the number of groups of its norms, and with block widths {widths} "
+        raise UserError(f"{path}: a file does not tell how many groups its norms have, and with block widths {widths} "
                         "it is not Stable Diffusion's 32; give a diffusers folder (with config.json).")  # fmt: skip
     attention = any(".mid.attn_1." in key or ".mid_block.attentions." in key for key in shapes)
     return {**SD, "block_out_channels": tuple(widths), "layers_per_block": layers, "latent_channels": latent[1],
@@ -203,9 +203,7 @@ def read_network(path: Path, config: Mapping, dtype):
         state = {rename(key, is_ldm(state), count): value.to(dtype) for key, value in state.items()}
     for name, keys in (("lacks", wanted.keys() - state.keys()), ("has no place for", state.keys() - wanted.keys())):
         if keys:
-            raise UserError(
-                f"{path} does not fit an AutoencoderKL: it {name} {len(keys)} weights, such as {min(keys)}."
-            )
+            raise UserError(f"{path} does not fit an AutoencoderKL: it {name} {len(keys)} weights, as {min(keys)}.")
     for key, value in wanted.items():  # attention was made of 1 x 1 convolutions once
         if tuple(state[key].shape) not in (tuple(value.shape), (*value.shape, 1, 1)):
             raise UserError(f"{path}: {key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}.")
