@@ -19,6 +19,7 @@ from .registry import (
     PRIORS,
     PROJECTORS,
     ROUTERS,
+    plugins,
 )
 
 RESOLUTION = 64
@@ -28,6 +29,7 @@ COMPONENTS = (AUTOENCODERS, BACKBONES, PRIORS, ROUTERS, PROJECTORS, LOSSES, FLOW
 
 
 def _component(name):
+    plugins.load()
     for registry in COMPONENTS:
         registry.import_from_location()
         if name in registry.module_dict:

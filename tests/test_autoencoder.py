@@ -129,9 +129,6 @@ def test_fingerprint_tells_weights_apart(tmp_path):
     assert tokenizer(source=str(tmp_path / "other")).fingerprint != mark
 
 
-# ---- sources ----
-
-
 def to_ldm(state):
     """diffusers' names -> the original ones, written independently of `sources.rename` (attention as 1 x 1 convolutions)."""
     out = {}

@@ -36,5 +36,5 @@ def one_step(cfg) -> tuple[torch.nn.Module, float, float]:
     losses = model.train_step(synthetic_batch(model), optim_wrapper=wrapper)
     wrapper.zero_grad()
     model.update_ema()
-    print("terms of the step: " + "  ".join(f"{name} {float(value):.4g}" for name, value in losses.items()))
+    print("terms of the step: " + "  ".join(f"{name} {float(value.detach()):.4g}" for name, value in losses.items()))
     return model, time.perf_counter() - began, peak_memory()

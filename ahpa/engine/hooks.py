@@ -45,7 +45,10 @@ class Checkpoints(Hook):
         last = runner.checkpoint_dir / checkpoint.NAME.format(runner.iter)
         runner.say(f"checkpoint: {last}")
         if not runner.train_loop.stop_training:
-            runner.say(f"sample from it: python tools/sample.py {last} --num 64 --out {runner.work_dir}/samples.png")
+            own = f" --config {runner.work_dir}/config.json" if runner.plain_config.get("custom_imports") else ""
+            runner.say(
+                f"sample from it: python tools/sample.py {last} --num 64{own} --out {runner.work_dir}/samples.png"
+            )
 
     def save(self, runner) -> None:
         runner.save()

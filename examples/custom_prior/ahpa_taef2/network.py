@@ -1,26 +1,33 @@
 """TAEF2, the FLUX.2 edition of madebyollin's tiny autoencoder (MIT): 8x down, 32 latent channels, images in [0, 1].
 
-Modules are numbered as in the published files. B batch, 64 channels everywhere between the ends.
+Modules are numbered as in the published files, so that their state dicts load as they are. B batch; every inner
+convolution has 64 channels. diffusers' AutoencoderTiny has no such pooled blocks and cannot read these weights.
 """
 
 import torch
 from torch import Tensor, nn
 
-WIDTH, POOLED, GROUPS = 64, 256, 4
+LATENT, WIDTH = 32, 64
+POOLED, GROUPS = 256, 4  # of the pooled blocks
+# The encoder's levels, shallow -> deep: the output of module i is level i; pixels per feature. The last module (the
+# convolution to the latent) is none.
+LEVELS = {"conv_in": 1, "stage0.block0": 1} | {
+    f"stage{stage}.{part}": 2**stage for stage in (1, 2, 3) for part in ("down", "block0", "block1", "block2")
+}
 
 
 class Block(nn.Module):
-    """conv-ReLU-conv-ReLU-conv plus the input, then ReLU; in the coarsest stage x + pool(x) comes first."""
+    """conv-ReLU-conv-ReLU-conv plus the input, then ReLU; at the coarsest resolution x + pool(x) comes first."""
 
     def __init__(self, *, pooled: bool = False):
         super().__init__()
-        conv = lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1)  # noqa: E731
-        self.conv = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv())
-        self.pool = nn.Sequential(
-            nn.Conv2d(WIDTH, POOLED, 1, bias=False), nn.GroupNorm(GROUPS, POOLED), nn.ReLU(),
-            nn.Conv2d(POOLED, WIDTH, 1, bias=False)) if pooled else None  # fmt: skip
+        self.conv = nn.Sequential(same(WIDTH, WIDTH), nn.ReLU(), same(WIDTH, WIDTH), nn.ReLU(), same(WIDTH, WIDTH))
+        self.pool = None
+        if pooled:
+            wide, narrow = nn.Conv2d(WIDTH, POOLED, 1, bias=False), nn.Conv2d(POOLED, WIDTH, 1, bias=False)
+            self.pool = nn.Sequential(wide, nn.GroupNorm(GROUPS, POOLED), nn.ReLU(), narrow)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, 64, h, w] -> the same
         if self.pool is not None:
             x = x + self.pool(x)
         return torch.relu(self.conv(x) + x)
@@ -33,40 +40,28 @@ class Clamp(nn.Module):
         return 3 * torch.tanh(x / 3)
 
 
-def down() -> nn.Module:
-    return nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1, bias=False)
+def same(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def up() -> list[nn.Module]:
-    return [nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)]
+def down(*, pooled: bool = False) -> list[nn.Module]:
+    """A stage of the encoder: half the size, then three blocks."""
+    return [nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1, bias=False), *(Block(pooled=pooled) for _ in range(3))]
 
 
-def encoder(latent_channels: int = 32) -> nn.Sequential:
+def up(*, pooled: bool = False) -> list[nn.Module]:
+    """A stage of the decoder: three blocks, then twice the size."""
+    double = [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)]
+    return [*(Block(pooled=pooled) for _ in range(3)), *double]
+
+
+def encoder() -> nn.Sequential:
     """Images [B, 3, H, W] in [0, 1] -> raw latents [B, 32, H/8, W/8]."""
-    stages = [down(), Block(), Block(), Block(), down(), Block(), Block(), Block()]
-    last = [down(), *(Block(pooled=True) for _ in range(3))]
-    ends = nn.Conv2d(3, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, latent_channels, 3, padding=1)
-    return nn.Sequential(ends[0], Block(), *stages, *last, ends[1])
+    return nn.Sequential(same(3, WIDTH), Block(), *down(), *down(), *down(pooled=True), same(WIDTH, LATENT))
 
 
-def decoder(latent_channels: int = 32) -> nn.Sequential:
+def decoder() -> nn.Sequential:
     """Raw latents [B, 32, h, w] -> images [B, 3, 8h, 8w], about [0, 1]."""
-    first = [Clamp(), nn.Conv2d(latent_channels, WIDTH, 3, padding=1), nn.ReLU()]
-    stages = [
-        *(Block(pooled=True) for _ in range(3)),
-        *up(),
-        Block(),
-        Block(),
-        Block(),
-        *up(),
-        Block(),
-        Block(),
-        Block(),
-    ]
-    return nn.Sequential(*first, *stages, *up(), Block(), nn.Conv2d(WIDTH, 3, 3, padding=1))
-
-
-# The encoder's levels, shallow -> deep: module number -> name. Strides 1, 2, 4, 8.
-LEVELS = ["conv_in", "stage0.block0"] + [
-    f"stage{stage}.{part}" for stage in (1, 2, 3) for part in ("down", "block0", "block1", "block2")
-]
+    first = [Clamp(), same(LATENT, WIDTH), nn.ReLU()]
+    return nn.Sequential(*first, *up(pooled=True), *up(), *up(), Block(), same(WIDTH, 3))

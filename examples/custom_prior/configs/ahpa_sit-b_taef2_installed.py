@@ -1,4 +1,6 @@
-"""The same as ahpa_sit-b_taef2.py for an installed package: no `custom_imports`, the entry point brings the components.
+"""AHPA over the levels of TAEF2's encoder, with TAEF2 as the latent tokenizer too, on block 3 of SiT-B/2.
+
+For the installed package: the entry point `ahpa.plugins` brings the components, the config need not say so.
 
 Command: python tools/train.py examples/custom_prior/configs/ahpa_sit-b_taef2_installed.py --data DIR --cfg-options
     model.tokenizer.encoder=PATH model.tokenizer.decoder=PATH
