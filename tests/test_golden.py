@@ -52,7 +52,8 @@ def test_curve(name):
     golden = json.loads(FILE.read_text())[name]
     ours = curve(name)
     assert len(golden) == 20 and ours == pytest.approx(golden, rel=2e-3)
-    assert len(set(ours)) == 20
+    if name != "vanilla":  # 20 steps of batch 4 are too few for the flow loss alone to fall
+        assert sum(ours[-5:]) < sum(ours[:5])
 
 
 if __name__ == "__main__":

@@ -105,3 +105,55 @@ def test_accumulation_counts_optimiser_steps(tmp_path):
     train(tmp_path, iters=4, options=options)
     assert [r["iteration"] for r in scalars(tmp_path)] == [1, 2, 3, 4]
     assert final_state(tmp_path)["data"]["consumed"] == 16
+
+
+def test_a_fresh_start_keeps_an_earlier_run_apart(tmp_path):
+    train(tmp_path, iters=6)
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = train(tmp_path, iters=3)
+    assert f"kept in {tmp_path / 'earlier-1'}" in again.stdout
+    kept = tmp_path / "earlier-1"
+    assert {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iter_000000003.pth"]
+    assert len(scalars(tmp_path)) == 3
+    train(tmp_path, iters=1)
+    assert (tmp_path / "earlier-2" / "checkpoints" / "iter_000000003.pth").exists()
+    assert "at iteration 1" in train(tmp_path, "--resume", iters=2).stdout  # of the newest run, not of iteration 6
+    assert not (tmp_path / "earlier-3").exists()
+
+
+def test_resume_tells_what_changed_and_changes_it(tmp_path):
+    train(tmp_path, iters=2)
+    options = ["optim_wrapper.optimizer.lr=5e-4", "model.alignments.main.weight=0.5", "hooks.samples.steps=3"]
+    done = train(tmp_path, "--resume", iters=4, options=options)
+    assert "optim_wrapper.optimizer.lr: 0.002 -> 0.0005" in done.stdout and "samples.steps" not in done.stdout
+    assert "model.alignments.main.weight: 1.0 -> 0.5" in done.stdout
+    assert [record["lr"] for record in scalars(tmp_path)] == [0.002, 0.002, 0.0005, 0.0005]
+    last = scalars(tmp_path)[-1]
+    assert last["loss_main_cosine"] == pytest.approx(0.5 * last["main/cosine"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["model.alignments.main.router=dict(type='LUTRouter')"], "model.alignments.main.router.type: 'MLPRouter'"),
+        (["model.backbone.depth=3"], "model.backbone.depth: 2 -> 3"),
+        (["optim_wrapper.optimizer.type=Adam"], "another kind"),
+        (["optim_wrapper.optimizer.weight_decay=0.1"], "optim_wrapper.optimizer.weight_decay"),
+        (["param_scheduler=dict(type='ConstantLR')"], "schedule cannot change"),
+    ],
+)
+def test_resume_refuses_what_does_not_fit_and_loses_nothing(two_iterations, options, said):
+    files = [path for path in two_iterations.rglob("*") if path.is_file() and path.name != "train.log"]
+    before = {path: path.read_bytes() for path in files}
+    done = train(two_iterations, "--resume", iters=4, options=options, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr and "another --work-dir" in done.stderr
+    assert {path: path.read_bytes() for path in files} == before
+
+
+@pytest.fixture(scope="module")
+def two_iterations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    train(folder, iters=2)
+    return folder

@@ -17,7 +17,7 @@ from ahpa.data import shapes
 FOLDER = Path(shapes.__file__).parents[1] / "assets" / "tiny_vae"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Measured figures are in the model card; these floors lie 1 dB (agreement: 5 points) below.
-PSNR = dict(shapes=24.5, cifar=25.6, imagenet=24.0)
+PSNR = dict(shapes=26.5, cifar=25.6, imagenet=24.0)
 AGREEMENT = 0.71
 # Module, channels and side at 64 px: the encoder's stages in the order in which an image passes them.
 TAPS = [

@@ -148,23 +148,17 @@ def _spread(cells, resolution):
 
 
 def _pattern(rng, resolution):
-    """A random field in [0, 1] [H, W]: gradient, stripes, dots, checks or smooth noise, each a fifth of the time."""
-    kind, angle, period = rng.integers(5), rng.uniform(0, 2 * np.pi), rng.uniform(0.28, 0.6)
-    shift_x, shift_y = rng.uniform(0, 2 * np.pi, 2)
-    noise, cells = rng.random((7, 7), dtype=np.float32), rng.integers(4, 8)
-    if kind == 4:
-        spread = _spread(int(cells), resolution)
+    """A random field in [0, 1] [H, W]: a gradient, wide bands or clouds, each a third of the time."""
+    kind, angle, period = rng.integers(3), rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.6)
+    shift, cells, noise = rng.uniform(0, 2 * np.pi), int(rng.integers(3, 6)), rng.random((5, 5), dtype=np.float32)
+    if kind == 2:
+        spread = _spread(cells, resolution)
         return spread @ noise[:cells, :cells] @ spread.T
     x, y = _grid(resolution)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    along, across = x * cos + y * sin, y * cos - x * sin
+    along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
     if kind == 0:
         return np.clip(0.5 + 0.4 * along, 0, 1)
-    wave = np.sin(along * np.float32(2 * np.pi / period) + np.float32(shift_x))
-    if kind > 1:
-        other = np.sin(across * np.float32(2 * np.pi / period) + np.float32(shift_y))
-        wave = wave + other - 0.8 if kind == 2 else wave * other
-    return np.clip(0.5 + wave * np.float32(4 * period), 0, 1)
+    return 0.5 + 0.5 * np.sin(along * np.float32(2 * np.pi / period) + np.float32(shift))
 
 
 def _paint(rng, resolution, first, second):
@@ -179,8 +173,8 @@ def _cover(distance, resolution):
 
 def _place(rng, resolution):
     """A random frame near the centre: (its coordinates (x, y), each [H, W]; its scale)."""
-    scale, angle = np.float32(rng.uniform(0.58, 0.8)), rng.uniform(-0.35, 0.35)
-    centre_x, centre_y = rng.uniform(-0.12, 0.12, 2).astype(np.float32)
+    scale, angle = np.float32(rng.uniform(0.68, 0.82)), rng.uniform(-0.25, 0.25)
+    centre_x, centre_y = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
     cos, sin = np.float32(np.cos(angle)) / scale, np.float32(np.sin(angle)) / scale
     x, y = _grid(resolution)[0] - centre_x, _grid(resolution)[1] - centre_y
     return (x * cos + y * sin, y * cos - x * sin), scale

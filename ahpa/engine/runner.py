@@ -19,6 +19,7 @@ from ..registry import DATASETS, HOOKS, LOADERS, MODELS, OPTIM_WRAPPERS, PARAM_S
 from . import checkpoint, signals
 from .optim import build_optimizer
 from .plain import to_plain
+from .resume import changes, check_resumable, find_resumable, keep_earlier, refuse, renew_options, tell
 
 
 def rng_state() -> dict:
@@ -68,7 +69,7 @@ class AlignmentRunner(Runner):
         data set has. Raises UserError for data or weights not found."""
         launcher = cfg.get("launcher", "none")
         rank, world = start_processes(launcher)
-        seed = cfg.get("randomness", {}).get("seed", 0)
+        seed = (cfg.get("randomness") or {}).get("seed", 0)
         loader_cfg = dict(cfg["train_dataloader"])
         dataset = build(DATASETS, loader_cfg.pop("dataset"), where="train_dataloader.dataset")
         if fit_classes:
@@ -77,9 +78,11 @@ class AlignmentRunner(Runner):
         model = build(MODELS, cfg["model"], where="model")
         check_classes(model, dataset)
         model.load_weights()
-        found, state = (None, None)
-        if resume and (found := find_resumable(Path(cfg["work_dir"]), rank)):
+        work_dir, found, state, changed = Path(cfg["work_dir"]), None, None, {}
+        if resume and (found := find_resumable(work_dir, rank)):
             state = checkpoint.load(found)
+            changed = changes(state["meta"]["config"], to_plain(cfg))
+            check_resumable(found, changed, scheduled=bool(cfg.get("param_scheduler")))
         accumulate = cfg["optim_wrapper"].get("accumulative_counts", 1)
         batch, rest = divmod(loader_cfg["global_batch_size"], world * accumulate)
         if rest or not batch:
@@ -94,15 +97,19 @@ class AlignmentRunner(Runner):
         wrapper_cfg = dict(cfg["optim_wrapper"])
         wrapper_cfg["optimizer"] = build_optimizer(wrapper_cfg["optimizer"], model)
         wrapper = build(OPTIM_WRAPPERS, wrapper_cfg, where="optim_wrapper")
+        earlier = keep_earlier(work_dir) if rank == 0 and state is None else None
         runner = cls(
             model=model, work_dir=cfg["work_dir"], train_dataloader=loader, optim_wrapper=wrapper,
             train_cfg={"type": "AlignmentTrainLoop", **cfg["train_cfg"]}, param_scheduler=cfg.get("param_scheduler"),
             default_hooks=empty_default_hooks(), custom_hooks=list_hooks(cfg), visualizer=cfg.get("visualizer"),
-            randomness={"diff_rank_seed": True, **cfg.get("randomness", {}), "seed": seed}, launcher=launcher,
+            randomness={"diff_rank_seed": True, **(cfg.get("randomness") or {}), "seed": seed}, launcher=launcher,
             default_scope="ahpa", log_level="ERROR", experiment_name=f"ahpa_{os.getpid()}_{time.time_ns()}",
             cfg=Config(to_plain(cfg)),
         )  # fmt: skip
         runner.plain_config, runner.resume_state, runner.resume_path = to_plain(cfg), state, found
+        runner.changed = changed
+        if earlier:
+            runner.say(f"an earlier run lay in {work_dir}: it is kept in {earlier} (--resume goes on with a run)")
         return runner
 
     # ---- what mmengine does otherwise ----
@@ -207,17 +214,29 @@ class AlignmentRunner(Runner):
         state = self.resume_state
         if state is None:
             return
+        try:
+            self._load(state)
+        except (RuntimeError, ValueError, KeyError) as error:  # whichever part of the state does not fit
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise refuse(self.resume_path, self.changed, f"its state does not fit ({reason})") from error
+        self.bad_steps_told = int(self.optim_wrapper.bad_total)
+        self.say(f"resumed from {self.resume_path} at iteration {self.iter}")
+        if self.changed:
+            self.say(f"changed since that checkpoint: {tell(self.changed)}")
+
+    def _load(self, state: dict) -> None:
         self.plain_model.load_state_dict(state["model"])
         self.plain_model.ema.load_state_dict(state["ema"])
+        optimizer = self.optim_wrapper.optimizer
+        fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         self.optim_wrapper.load_state_dict(state["optimizer"])
+        renew_options(optimizer, fresh, self.changed)
         self.train_loop.load_state_dict(state["data"])
         for scheduler, values in zip(self.param_schedulers or [], state["schedulers"], strict=True):
             scheduler.load_state_dict(values)
         for hook in self._hooks:
             if type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])
-        self.bad_steps_told = int(self.optim_wrapper.bad_total)
-        self.say(f"resumed from {self.resume_path} at iteration {self.iter}")
 
     def restore_rng(self) -> None:
         """After a resume: this process's global random states as they were; the read state is let go."""
@@ -252,13 +271,3 @@ def check_classes(model, dataset) -> None:
     if names is not None and known is not None and len(names) > known:
         raise UserError(f"the data set has {len(names)} classes, the backbone {known}: set "
                         f"--cfg-options model.backbone.num_classes={len(names)}.")  # fmt: skip
-
-
-def find_resumable(work_dir: Path, rank: int) -> Path | None:
-    """The newest valid checkpoint; the first process sets damaged ones aside, the others wait for it."""
-    answer = [checkpoint.newest(work_dir / "checkpoints") if rank == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(answer, src=0)
-    if answer[0] is None and rank == 0:
-        print(f"--resume: no checkpoint in {work_dir / 'checkpoints'}; starting from the beginning.", flush=True)
-    return answer[0]
