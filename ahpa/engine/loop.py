@@ -62,13 +62,14 @@ class AlignmentTrainLoop(BaseLoop):
     def run_iter(self, batches) -> None:
         runner, wrapper = self.runner, self.runner.optim_wrapper
         runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=None)
-        sums, indices = {}, []
+        means, indices, count = {}, [], wrapper._accumulative_counts
         began = time.perf_counter()
-        for micro in range(wrapper._accumulative_counts):
+        for micro in range(count):
             batch = self._prepare(next(batches), micro)
             indices.append(batch.get("index"))
             for name, value in runner.model.train_step(batch, optim_wrapper=wrapper).items():
-                sums[name] = sums.get(name, 0) + value.detach() / wrapper._accumulative_counts
+                value = value.detach() if count == 1 else value.detach() / count
+                means[name] = means[name] + value if name in means else value
         wrapper.zero_grad()
         runner.plain_model.update_ema()
         self._iter += 1
@@ -76,7 +77,7 @@ class AlignmentTrainLoop(BaseLoop):
         runner.last_batch, runner.last_indices = batch, indices
         if wrapper.device.type == "cpu" or self._iter % self.log_interval == 0:
             explain_and_stop(runner)
-        outputs = dict(logs=sums, seconds=time.perf_counter() - began)
+        outputs = dict(logs=means, seconds=time.perf_counter() - began)
         runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=None, outputs=outputs)
 
     def _prepare(self, batch, micro):

@@ -1,11 +1,13 @@
 """The run's log: a line for a person, `scalars.json` for programs, TensorBoard or others through mmengine's Visualizer.
 
-Values are means over the iterations since the last line; they stay on the device until the line is due. What has been
-summed up is part of a checkpoint, and `scalars.json` is cut back on resume, so an interrupted run logs the same.
+Values are means over the iterations since the last line, without those that the guard skipped; they stay on the device
+until the line is due. What has been summed up is part of a checkpoint, and `scalars.json` is cut back on resume, so an
+interrupted run logs the same.
 """
 
 import json
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ from mmengine.hooks import Hook
 
 from ..registry import HOOKS
 from .checkpoint import write_file
+
+SKIPPED = "skipped"
 
 
 def human_time(seconds: float) -> str:
@@ -40,7 +44,7 @@ class Progress(Hook):
     priority = "VERY_LOW"
 
     def __init__(self):
-        self.sums, self.count, self.began, self.seen = {}, 0, 0.0, 0
+        self.rows, self.sums, self.began, self.seen = [], {}, 0.0, 0  # rows: {name: 0-d tensor} of one iteration each
 
     def path(self, runner) -> Path:
         return Path(runner.work_dir) / "scalars.json"
@@ -64,20 +68,16 @@ class Progress(Hook):
         write_file(path, kept)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        for name, value in outputs["logs"].items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + value.float(), count + 1)
-        bad = runner.optim_wrapper.bad
-        total, count = self.sums.get("grad_norm", (0.0, 0))
-        norm = torch.where(bad > 0, 0.0, runner.optim_wrapper.grad_norm)
-        self.sums["grad_norm"] = (total + norm, count + 1)
+        wrapper = runner.optim_wrapper
+        self.rows.append({**outputs["logs"], "grad_norm": wrapper.grad_norm, SKIPPED: wrapper.bad})
         self.seen += runner.global_batch_size
         if runner.iter % runner.train_loop.log_interval == 0 or runner.iter == runner.max_iters:
             self.log(runner)
 
     def log(self, runner) -> None:
         """Waits for the device, reads the sums, writes the line."""
-        values = {name: float(total) / count for name, (total, count) in self.sums.items()}
+        self.sum_up()
+        values = {name: total / count for name, (total, count) in self.sums.items()}
         now = time.perf_counter()
         speed = self.seen / max(now - self.began, 1e-9)
         self.sums, self.began, self.seen = {}, now, 0
@@ -91,13 +91,28 @@ class Progress(Hook):
         with open(self.path(runner), "a") as file:
             file.write(json.dumps(record) + "\n")
         runner.visualizer.add_scalars({k: v for k, v in record.items() if k != "iteration"}, step=runner.iter)
-        lead = [name for name in values if "loss" in name or name.endswith("constant_cosine")] + ["grad_norm"]
+        lead = [name for name in values if "loss" in name or name.endswith(("constant_cosine", "grad_norm"))]
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in lead)  # the rest stands in scalars.json
         runner.say(f"iter {runner.iter}/{runner.max_iters}  {shown}  {speed:.1f} images/s  "
                    f"{peak_memory():.1f} GiB  ETA {human_time(left)}")  # fmt: skip
 
+    def sum_up(self) -> None:
+        """Adds the rows to the sums {name: (total, count)}, in their order; one wait for the device."""
+        if not self.rows:
+            return
+        flat = iter(torch.stack([value.float() for row in self.rows for value in row.values()]).tolist())
+        for names in self.rows:
+            row = dict(zip(names, islice(flat, len(names)), strict=True))
+            if row.pop(SKIPPED):
+                continue
+            for name, value in row.items():
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = (total + value, count + 1)
+        self.rows = []
+
     def state_dict(self) -> dict:
-        return dict(sums={name: [float(total), count] for name, (total, count) in self.sums.items()})
+        self.sum_up()
+        return dict(sums={name: list(pair) for name, pair in self.sums.items()})
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums = {name: (torch.tensor(total), count) for name, (total, count) in state["sums"].items()}
+        self.sums = {name: tuple(pair) for name, pair in state["sums"].items()}
