@@ -46,9 +46,9 @@ class Checkpoints(Hook):
         runner.say(f"checkpoint: {last}")
         if not runner.train_loop.stop_training:
             own = f" --config {runner.work_dir}/config.json" if runner.plain_config.get("custom_imports") else ""
-            runner.say(
-                f"sample from it: python tools/sample.py {last} --num 64{own} --out {runner.work_dir}/samples.png"
-            )
+            like = "".join(hook.guidance() for hook in runner._hooks if isinstance(hook, SampleGrids))
+            runner.say(f"sample from it: python tools/sample.py {last} --num 64{like}{own} "
+                       f"--out {runner.work_dir}/samples.png")  # fmt: skip
 
     def save(self, runner) -> None:
         runner.save()
@@ -74,6 +74,11 @@ class SampleGrids(Hook):
         self.rows, self.columns = rows, columns
         self.options = dict(sampler=sampler, steps=steps, cfg_scale=cfg_scale, cfg_interval=tuple(cfg_interval))
         self.seed = seed
+
+    def guidance(self) -> str:
+        """The options of tools/sample.py that guide as these grids are guided."""
+        low, high = self.options["cfg_interval"]
+        return f" --cfg-scale {self.options['cfg_scale']} --cfg-interval {low} {high}"
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if due(runner, self.interval) and runner.rank == 0:
