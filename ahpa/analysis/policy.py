@@ -72,7 +72,7 @@ class RoutingPolicy(Hook):
     """Writes each alignment's routing policy as PNG and CSV every `interval` iterations and at the end."""
 
     priority = "LOW"
-    demo = dict(interval=300)
+    demo = dict(interval=500)
 
     def __init__(self, *, interval: int = 10_000):
         self.interval = check_interval("RoutingPolicy", interval)

@@ -65,7 +65,7 @@ class SampleGrids(Hook):
     """
 
     priority = "LOW"
-    demo = dict(interval=300, rows=10, columns=8, steps=25, cfg_scale=2.5, cfg_interval=(0.0, 1.0))
+    demo = dict(interval=500, rows=10, columns=8, steps=25, cfg_scale=2.5, cfg_interval=(0.0, 1.0))
 
     def __init__(self, *, interval: int = 10_000, rows: int = 8, columns: int = 8, sampler: str = "euler",
                  steps: int = 50, cfg_scale: float = 4.0, cfg_interval=(0.0, 1.0), seed: int = 0):  # fmt: skip
