@@ -90,7 +90,7 @@ def sample(args) -> int:
     vae = dict(type="KLAutoencoder", source="bundled" if args.demo else args.vae) if args.demo or args.vae else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = Generator.load(args.checkpoint, vae=vae, device=device, weights=args.weights)
-    classes = args.classes or list(range(generator.backbone.num_classes))
+    classes = args.classes or generator.conditioner.all()
     labels = sorted(classes[i % len(classes)] for i in range(args.num))
     images = generator.batches(
         labels, sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_interval=args.cfg_interval,

@@ -20,7 +20,7 @@ def parse(arguments=None) -> argparse.Namespace:
     source.add_argument("--vae", metavar="ID_OR_PATH", help="instead of the autoencoder that the run used")
     add("--num", type=int, default=64, help="how many images")
     add("--classes", nargs="+", type=int, metavar="K", help="class numbers, used in turn; default all")
-    add("--sampler", default="euler", help="euler, heun or sde")
+    add("--sampler", help="euler, heun or sde; default: the first that fits the model")
     add("--steps", type=int, default=250)
     add("--cfg-scale", type=float, default=1.0, help="guidance; 1 is none")
     add("--cfg-interval", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="t of the guidance")

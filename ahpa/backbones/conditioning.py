@@ -1,9 +1,11 @@
 """What a backbone is conditioned on: class labels, a share of which is dropped in training for guidance."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ..registry import CONDITIONERS
+from ..registry import CONDITIONERS, UserError
 from ..registry.contracts import Step
 
 
@@ -39,6 +41,13 @@ class ClassLabels(nn.Module):
         """The null condition for `count` samples."""
         return torch.full((count,), self.num_classes, dtype=torch.long, device=device)
 
-    def encode(self, label: Tensor) -> Tensor:
-        """The condition at inference: the labels themselves."""
-        return label
+    def all(self) -> list[int]:
+        """Every condition there is, for samples of each."""
+        return list(range(self.num_classes))
+
+    def encode(self, labels: Sequence[int], device) -> Tensor:
+        """The conditions of samples, [B] long. UserError for a number that is no class."""
+        wrong = [label for label in labels if not 0 <= label < self.num_classes]
+        if wrong:
+            raise UserError(f"classes: {wrong[0]} is not in 0..{self.num_classes - 1}.")
+        return torch.tensor(labels, dtype=torch.long, device=device)

@@ -38,6 +38,7 @@ class SiT(Backbone):
         self.input_size, self.in_channels, self.num_classes = input_size, in_channels, num_classes
         self.depth, self.hidden_size, self.patch_size = depth, hidden_size, patch_size
         self.grid, self.prefix = (input_size // patch_size, input_size // patch_size), 0
+        self.streams = {"image": (in_channels, input_size, input_size)}
         self.gradient_checkpointing = gradient_checkpointing
         self.x_embedder = PatchEmbed(in_channels=in_channels, hidden_size=hidden_size, patch_size=patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)

@@ -157,6 +157,8 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
             diagnose=bool(batch.get("diagnose", False)),
             iteration=int(batch.get("iteration", 0)),
             progress=float(batch.get("progress", 0.0)),
+            flow=self.flow,
+            ema=self.ema,
             features=dict(batch.get("features", {})),
         )
 

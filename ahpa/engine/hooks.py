@@ -67,10 +67,11 @@ class SampleGrids(Hook):
     priority = "LOW"
     demo = dict(interval=500, rows=10, columns=8, steps=25, cfg_scale=2.5, cfg_interval=(0.0, 1.0))
 
-    def __init__(self, *, interval: int = 10_000, rows: int = 8, columns: int = 8, sampler: str = "euler",
+    def __init__(self, *, interval: int = 10_000, rows: int = 8, columns: int = 8, sampler: str | None = None,
                  steps: int = 50, cfg_scale: float = 4.0, cfg_interval=(0.0, 1.0), seed: int = 0):  # fmt: skip
         self.interval = check_interval("SampleGrids", interval)
-        check(SAMPLERS, dict(type=sampler), derived=("velocity", "x", "steps", "path", "noise"))
+        if sampler is not None:
+            check(SAMPLERS, dict(type=sampler), derived=("velocity", "x", "steps", "path", "noise"))
         self.rows, self.columns = rows, columns
         self.options = dict(sampler=sampler, steps=steps, cfg_scale=cfg_scale, cfg_interval=tuple(cfg_interval))
         self.seed = seed
@@ -87,17 +88,17 @@ class SampleGrids(Hook):
     @torch.no_grad()
     def draw(self, runner) -> Path:
         model = runner.plain_model
-        known = model.backbone.num_classes
-        rows = min(self.rows, known)
-        classes = [round(i * (known - 1) / max(rows - 1, 1)) for i in range(rows)]  # spread over all classes
+        known = model.conditioner.all()
+        rows = min(self.rows, len(known))
+        shown = [known[round(i * (len(known) - 1) / max(rows - 1, 1))] for i in range(rows)]  # spread over all
         generator = Generator(
             tokenizer=model.tokenizer, backbone=model.ema, flow=model.flow, conditioner=model.conditioner
         )
-        labels = [label for label in classes for _ in range(self.columns)]
+        labels = [label for label in shown for _ in range(self.columns)]
         images = generator.sample(labels, seed=self.seed, precision=runner.optim_wrapper.precision, **self.options)
         path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter:09d}.png"
         names = getattr(runner.train_dataloader.dataset, "classes", None)
-        captions = [str(names[label]) if names else str(label) for label in classes]
+        captions = [str(names[label]) if names else str(label) for label in shown]
         save_grid(images, path, columns=self.columns, captions=captions)
         if runner.iter == runner.max_iters:
             runner.say(f"samples (EMA): {path}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..registry import GUIDANCES, SAMPLERS, UserError
+from ..registry import GUIDANCES, SAMPLERS, UserError, nearest
 from ..registry.contracts import Streams
 from . import checkpoint
 from .denoiser import generator_parts
@@ -65,27 +65,35 @@ class Generator:
     def velocity(self, x: Streams, t: Tensor, cond) -> Streams:
         return self.backbone(x, t, cond).pred
 
-    def sample(self, labels: Sequence[int], **options) -> Tensor:
-        """labels: one class number a sample -> uint8 [n, 3, H, W] on the CPU. Options: see `batches`."""
+    def sample(self, labels: Sequence, **options) -> Tensor:
+        """labels: for each sample a class number, or whatever the conditioner takes -> uint8 [n, 3, H, W] on the CPU.
+        Options: see `batches`."""
         return torch.cat(list(self.batches(labels, **options)))
 
+    def sampler(self, name: str | None):
+        """The sampler of that name, or the flow's default. UserError for one that does not fit the flow."""
+        name = self.flow.samplers[0] if name is None else name
+        sampler = SAMPLERS.get(name)
+        if name not in self.flow.samplers:
+            raise UserError(
+                f"sampler: {name!r} does not fit the {type(self.flow).__name__}{nearest(name, self.flow.samplers)}"
+            )
+        return sampler
+
     @torch.no_grad()
-    def batches(self, labels: Sequence[int], *, sampler: str = "euler", steps: int = 250, cfg_scale: float = 1.0,
+    def batches(self, labels: Sequence, *, sampler: str | None = None, steps: int = 250, cfg_scale: float = 1.0,
                 cfg_interval=(0.0, 1.0), seed: int = 0, batch: int = 64, precision: str = "fp32",
                 first: int = 0) -> Iterator[Tensor]:  # fmt: skip
-        """Yields uint8 [b, 3, H, W] in order. sampler: 'euler', 'heun' or 'sde' with `steps`; cfg_scale: guidance,
-        1 is none, applied for t inside cfg_interval; `first`: the index of the first sample (for splitting a set)."""
+        """Yields uint8 [b, 3, H, W] in order. sampler: one that fits the flow ('euler', 'heun', 'sde' for a velocity),
+        with `steps`; cfg_scale: guidance, 1 is none, applied for t inside cfg_interval; `first`: the index of the first
+        sample (for splitting a set)."""
         device, dtype = next(self.backbone.parameters()).device, DTYPES[check_precision(precision)]
-        wrong = [label for label in labels if not 0 <= label < self.backbone.num_classes]
-        if wrong:
-            raise UserError(f"classes: {wrong[0]} is not in 0..{self.backbone.num_classes - 1}.")
-        draw = SAMPLERS.get(sampler)
-        guided, side = GUIDANCES.get("classifier-free"), self.backbone.input_size
+        draw, guided = self.sampler(sampler), GUIDANCES.get("classifier-free")
         for begin in range(0, len(labels), batch):
-            part = torch.tensor(labels[begin : begin + batch], device=device)
+            part = labels[begin : begin + batch]
             noise = Noise(seed, range(first + begin, first + begin + len(part)))
-            start = {"image": noise.draw((self.backbone.in_channels, side, side), device)}
-            cond, null = self.conditioner.encode(part), self.conditioner.null(len(part), device)
+            start = {name: noise.draw(shape, device) for name, shape in self.backbone.streams.items()}
+            cond, null = self.conditioner.encode(part, device), self.conditioner.null(len(part), device)
             velocity = guided(self.velocity, cond, null, cfg_scale, tuple(cfg_interval))
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 latent = draw(velocity, start, steps=steps, path=self.flow.path, noise=noise)["image"]

@@ -13,8 +13,11 @@ from ..registry.contracts import Noisy, Streams
 class Flow:
     """A path and a distribution of t; `sample` draws both t and the noise, for all streams the same t.
 
-    path: LinearPath if not given; timesteps: UniformTimesteps if not given. Each a config or a built object.
+    path: LinearPath if not given; timesteps: UniformTimesteps if not given. Each a config or a built object. `samplers`
+    names those that fit what is predicted, the default first.
     """
+
+    samplers = ("euler", "heun", "sde")
 
     def __init__(self, *, path: Mapping | Any = None, timesteps: Mapping | Any = None):
         self.path = build(PATHS, dict(type="LinearPath") if path is None else path, where="path")

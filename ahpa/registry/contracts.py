@@ -67,8 +67,9 @@ class Encoded(NamedTuple):
 class Step:
     """One training step as it grows from left to right; every part reads what came before it.
 
-    images [B, 3, H, W] float in [0, 1] (None when latents are given), label [B] long, `generator` the only source of
-    randomness, `diagnose` whether this step's diagnostics will be shown, `progress` the share of the run in [0, 1].
+        images [B, 3, H, W] float in [0, 1] (None when latents are given), label [B] long, `generator` the only source of
+        randomness, `diagnose` whether this step's diagnostics will be shown, `progress` the share of the run in [0, 1];
+    `flow` and `ema` are the model's flow and averaged backbone, for targets that noise the data anew or have a teacher.
     """
 
     batch: Mapping[str, Any]
@@ -77,6 +78,8 @@ class Step:
     diagnose: bool = False
     iteration: int = 0
     progress: float = 0.0
+    flow: Any = None
+    ema: Any = None
     encoded: Encoded | None = None
     noisy: Noisy | None = None
     cond: Any = None
@@ -142,12 +145,14 @@ class Autoencoder(HoldsFrozen, nn.Module):
 
 
 class Backbone(nn.Module):
-    """A diffusion transformer. Attributes: `depth`, `hidden_size` D, `grid` (h, w), `prefix` P (0 if none)."""
+    """A diffusion transformer. Attributes: `depth`, `hidden_size` D, `grid` (h, w), `prefix` P (0 if none), `streams`
+    {stream: shape of one sample}, what sampling starts from."""
 
     depth: int
     hidden_size: int
     grid: tuple[int, int]
     prefix: int = 0
+    streams: dict[str, tuple[int, ...]]
 
     def forward(self, x: Streams, t: Tensor, cond: Any, taps: frozenset[int] = frozenset()) -> Denoised:
         """t [B] in [0, 1]. The output of block k is in `taps[k]` for each k asked for (1-based)."""
