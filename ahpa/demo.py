@@ -48,6 +48,15 @@ def shrink(cfg) -> None:
             cfg[key] = value
 
 
+def move_blocks(cfg, depth: int, share: float) -> None:
+    """Block numbers (`tap`, `block`) in a tree of dicts keep their share of the depth; wrong ones stay, to be told of."""
+    for key, value in cfg.items():
+        if isinstance(value, Mapping):
+            move_blocks(value, depth, share)
+        elif key in ("tap", "block") and isinstance(value, int) and 1 <= value <= depth:
+            cfg[key] = max(1, int(value * share + 0.5))
+
+
 def overlay(cfg, *, keep_data: bool = False) -> None:
     """Turns a checked or unchecked config into its demo, in place; `keep_data` leaves the data set but its size."""
     model = cfg["model"]
@@ -55,10 +64,10 @@ def overlay(cfg, *, keep_data: bool = False) -> None:
     shrink(model)
     shrink(cfg.get("hooks", {}))
     model["resolution"], model["ema"] = RESOLUTION, EMA
-    small = model["backbone"].get("depth")
-    for alignment in (model.get("alignments") or {}).values():
-        if isinstance(alignment.get("tap"), int) and depth and 1 <= alignment["tap"] <= depth:
-            alignment["tap"] = max(1, int(alignment["tap"] * small / depth + 0.5))
+    if depth:
+        share = model["backbone"].get("depth") / depth
+        for part in (*(model.get("alignments") or {}).values(), *(model.get("priors") or {}).values()):
+            move_blocks(part, depth, share)
     loader = cfg["train_dataloader"]
     if keep_data:
         loader["dataset"]["resolution"] = RESOLUTION

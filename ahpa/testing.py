@@ -128,18 +128,18 @@ def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch
 
 def check_loss(loss, *, dim: int = 16, batch: int = 2, tokens: int = 9) -> None:
     """A pair loss is a finite float32 scalar (or a dict of them), differentiable in `pred`, least at pred = target
-    among a few tries, and finite for zeros, tiny vectors and half precision."""
+    among a few tries (a critic's own objective apart), and finite for zeros, tiny vectors and half precision."""
     loss = build(LOSSES, loss, dim=dim)
     target = _random(batch, tokens, dim, seed=1)
 
-    def value(pred, against=target):
+    def value(pred, against=target, own=True):
         out = loss(pred, against)
-        parts = list(out.values()) if isinstance(out, Mapping) else [out]
-        for part in parts:
+        parts = out if isinstance(out, Mapping) else {"": out}
+        for part in parts.values():
             assert part.ndim == 0 and part.dtype == torch.float32, "a pair loss is a float32 scalar"
-        return sum(parts)
+        return sum(part for name, part in parts.items() if own or name not in loss.unweighted)
 
-    same, other = value(target.clone()), value(_random(batch, tokens, dim, seed=2))
+    same, other = value(target.clone(), own=False), value(_random(batch, tokens, dim, seed=2), own=False)
     assert float(same) <= float(other), f"pred = target gives {float(same):.4g}, an unrelated pred {float(other):.4g}"
     for scale in (1.0, 1e-12, 0.0):
         pred = nn.Parameter(scale * _random(batch, tokens, dim, seed=3))

@@ -82,8 +82,10 @@ class SiT(Backbone):
             nn.init.zeros_(part.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    def forward(self, x: Streams, t: Tensor, cond: Tensor, taps: frozenset[int] = frozenset()) -> Denoised:
-        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the velocity (float32) and the taps.
+    def forward(self, x: Streams, t: Tensor, cond: Tensor, taps: frozenset[int] = frozenset(),
+                stop: int | None = None) -> Denoised:  # fmt: skip
+        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the velocity (float32) and the taps; after
+        block `stop`, if given, nothing more is computed and there is no velocity.
 
         ValueError for a latent of another shape than the model was built for, and for a tap that is no block.
         """
@@ -103,6 +105,8 @@ class SiT(Backbone):
                 h = block(h, c)
             if number in taps:
                 tapped[number] = Tokens(h, prefix=0, grid=self.grid)
+            if number == stop:
+                return Denoised({}, tapped)
         return Denoised({"image": self.unpatchify(self.final_layer(h, c)).float()}, tapped)
 
     def unpatchify(self, patches: Tensor) -> Tensor:

@@ -23,15 +23,24 @@ def check_precision(precision: str) -> str:
 
 def build_optimizer(cfg: dict, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Builds the optimiser over the trainable parameters: one group, or two when there is weight decay, which only
-    matrices get. Uses the fused kernel where the optimiser has one and the config does not say otherwise."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices get; and one group more for each module with `optimizer_options`, whose gradients are clipped by themselves
+    (`apart`). Uses the fused kernel where the optimiser has one and the config does not say otherwise."""
+    own = [module for module in model.modules() if getattr(module, "optimizer_options", None)]
+    apart = {id(p) for module in own for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     groups = [dict(params=trained)]
     if cfg.get("weight_decay"):
         groups = [dict(params=[p for p in trained if p.ndim > 1]),
                   dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.0)]  # fmt: skip
+    groups += [dict(params=list(module.parameters()), apart=True, **module.optimizer_options) for module in own]
     fused = cfg["type"] in ("Adam", "AdamW", "SGD") and "fused" not in cfg and "foreach" not in cfg
     cfg = {**cfg, "fused": True} if fused else cfg
     return build(OPTIMIZERS, cfg, where="optim_wrapper.optimizer", params=groups)
+
+
+def total_norm(parameters) -> torch.Tensor:
+    """The 2-norm of all gradients, without waiting for the device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -50,6 +59,8 @@ class AlignmentOptimWrapper(OptimWrapper):
         self.precision, self.max_norm, self.max_bad_steps = check_precision(precision), clip_grad, max_bad_steps
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters, self.device = parameters, parameters[0].device
+        together = [p for group in optimizer.param_groups if not group.get("apart") for p in group["params"]]
+        self.clipped = [together, *(group["params"] for group in optimizer.param_groups if group.get("apart"))]
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         self.grad_norm = self.bad = torch.zeros((), device=self.device)
         self.bad_in_row = torch.zeros((), device=self.device)
@@ -86,13 +97,14 @@ class AlignmentOptimWrapper(OptimWrapper):
     def step(self, **kwargs) -> None:
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-        bad = (~(self.grad_norm.isfinite() & self._loss_ok)).float()
+        norms = [total_norm(parameters) for parameters in self.clipped]
+        self.grad_norm = norms[0]
+        bad = (~(sum(norms).isfinite() & self._loss_ok)).float()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         if self.max_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, self.grad_norm, foreach=True)
+            for parameters, norm in zip(self.clipped, norms, strict=True):
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm, foreach=True)
         self._guarded_step(bad)
         self.bad = bad
         self.bad_in_row = (self.bad_in_row + bad) * bad

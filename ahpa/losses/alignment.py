@@ -84,7 +84,7 @@ class Alignment(nn.Module):
         pred = self.projector(tokens)  # P [B, N, C]
         weight, out = self.weight(step), {}
         for key, value in self.compare(pred, target if self.router_grad == "target" else target.detach()).items():
-            out[f"loss_{self.name}_{key}"] = weight * self.share(key) * value
+            out[f"loss_{self.name}_{key}"] = self.scale(key, weight) * value
             out[f"{self.name}/{key}"] = value.detach()
         if self.learns:
             out |= self.router_terms(pred, target, intra, inter, weight)
@@ -101,16 +101,25 @@ class Alignment(nn.Module):
             values |= parts
         return values
 
-    def share(self, key: str) -> float:
-        owner = max((name for name in self.shares if key == name or key.startswith(f"{name}_")), key=len)
-        return self.shares[owner]
+    def owner(self, key: str) -> str:
+        """The criterion that a term belongs to."""
+        return max((name for name in self.shares if key == name or key.startswith(f"{name}_")), key=len)
+
+    def scale(self, key: str, weight: float) -> float:
+        """The weight of a term: 1 for what a criterion names `unweighted`, such as a critic's own objective."""
+        return 1.0 if self.is_own(key) else weight * self.shares[self.owner(key)]
+
+    def is_own(self, key: str) -> bool:
+        """Whether a term is a criterion's own objective, which trains nothing but its parameters."""
+        owner = self.owner(key)
+        return key in {f"{owner}_{part}" for part in getattr(self.criteria[owner], "unweighted", ())}
 
     def router_terms(self, pred, target, intra, inter, weight) -> dict[str, Tensor]:
         """The router's own term under 'aux', and the bonus for entropy."""
         out = {}
         if self.router_grad == "aux":
             values = self.compare(pred.detach(), target)
-            total = sum(self.share(key) * value for key, value in values.items())
+            total = sum(self.shares[self.owner(key)] * value for key, value in values.items() if not self.is_own(key))
             out[f"loss_{self.name}_router"] = weight * self.router_weight * total
         if self.entropy_weight:
             bonus = entropy(inter).mean() + sum(entropy(alpha).mean() for alpha in intra.values())

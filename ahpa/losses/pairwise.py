@@ -86,3 +86,27 @@ class SmoothL1Loss(FullPrecisionLoss):
 
     def compare(self, pred, target):
         return F.smooth_l1_loss(pred, target, beta=self.beta)
+
+
+@LOSSES.register_module()
+class AutocorrelationLoss(FullPrecisionLoss):
+    """|A(pred) - A(target)|^2 with A(F) = F^ F^T [N, N], rows F^ of unit length: the structure inside a map (SARA).
+
+    reduction: 'mean' over the N x N entries, or 'sum' (the Frobenius norm), then the mean of the batch; which of them SARA
+    uses is not known. eps: length below which a vector counts as zero.
+    """
+
+    def __init__(self, *, dim: int, reduction: str = "mean", eps: float = 1e-4):
+        super().__init__(dim=dim)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"AutocorrelationLoss: reduction must be 'mean' or 'sum', got {reduction!r}.")
+        self.reduction, self.eps = reduction, eps
+
+    def compare(self, pred, target):
+        difference = self.correlate(pred) - self.correlate(target)  # [B, N, N]
+        total = difference.square().sum((1, 2)).mean()
+        return total if self.reduction == "sum" else total / pred.shape[1] ** 2
+
+    def correlate(self, x: Tensor) -> Tensor:
+        x = unit(x, -1, self.eps)
+        return x @ x.mT

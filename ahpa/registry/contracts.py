@@ -154,8 +154,10 @@ class Backbone(nn.Module):
     prefix: int = 0
     streams: dict[str, tuple[int, ...]]
 
-    def forward(self, x: Streams, t: Tensor, cond: Any, taps: frozenset[int] = frozenset()) -> Denoised:
-        """t [B] in [0, 1]. The output of block k is in `taps[k]` for each k asked for (1-based)."""
+    def forward(self, x: Streams, t: Tensor, cond: Any, taps: frozenset[int] = frozenset(),
+                stop: int | None = None) -> Denoised:  # fmt: skip
+        """t [B] in [0, 1]. The output of block k is in `taps[k]` for each k asked for (1-based). With `stop`, no block
+        after that number is computed and `pred` is empty: what a teacher of fewer blocks costs."""
         raise TypeError(f"{type(self).__name__} must define forward")
 
 
@@ -189,7 +191,11 @@ class Projector(nn.Module):
 
 class PairLoss(nn.Module):
     """Built as `PairLoss(*, dim, **own)`: compares pred and target, both [B, N, C], in float32 -> a scalar, or a dict
-    {name: scalar}."""
+    {name: scalar}. `unweighted` names items that are the loss's own objective (a critic's), which no weight scales;
+    `optimizer_options`, if set, makes its parameters a group of their own (lr, betas ...), clipped by itself."""
+
+    unweighted: tuple[str, ...] = ()
+    optimizer_options: dict[str, Any] | None = None
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor | dict[str, Tensor]:
         raise TypeError(f"{type(self).__name__} must define forward")

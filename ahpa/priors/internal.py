@@ -1,0 +1,88 @@
+"""Targets from inside the training itself: the latent that is diffused, and the averaged model at a cleaner time."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..registry import PRIORS, ConfigError
+from ..registry.contracts import Features, LevelSpec, Prior, Step
+
+
+def patch_of(backbone) -> int:
+    """Latents a token: the side of the stream over the side of the token grid."""
+    return backbone.streams["image"][-1] // backbone.grid[1]
+
+
+class Internal(Prior):
+    """Base of priors that need the backbone's sizes and the tokenizer's stride. ConfigError where they are not given."""
+
+    stride = 8  # pixels a latent; the tokenizer's, once bound
+
+    def bind(self, *, tokenizer, backbone) -> None:
+        if tokenizer is not None:
+            self.stride = tokenizer.downsample
+
+    def sizes(self, backbone) -> tuple[int, int]:
+        """-> (latents a token, pixels a token)."""
+        if backbone is None:
+            raise ConfigError(f"{type(self).__name__} is made of the model's own parts; it needs a backbone.")
+        return patch_of(backbone), self.stride * patch_of(backbone)
+
+
+@PRIORS.register_module()
+class LatentPrior(Internal):
+    """The clean latent itself, the p x p latents of a token as its channels: 16 for patch 2 and 4 channels (SRA 2).
+
+    It is the tensor that is diffused, drawn and scaled [inferred: the paper has no code].
+    """
+
+    patch = 0
+
+    def spec(self, backbone) -> dict[str, LevelSpec]:
+        self.patch, stride = self.sizes(backbone)
+        return {"latent": LevelSpec(self.patch**2 * backbone.streams["image"][0], stride)}
+
+    @torch.no_grad()
+    def forward(self, step: Step) -> Features:
+        """-> {'latent': [B, p p C, h, w]}."""
+        p = self.patch
+        return {"latent": rearrange(step.noisy.data["image"], "b c (h p) (w q) -> b (p q c) h w", p=p, q=p)}
+
+
+@PRIORS.register_module()
+class TeacherPrior(Internal):
+    """Block `block` of the averaged model on the same image, noise and condition at a cleaner time (SRA):
+    t' = clamp(t - offset u, 0, 1), u ~ U(0, 1), one for each sample.
+
+    The condition is the student's, labels already dropped; the teacher stops at its block. ConfigError for a block that
+    the backbone does not have.
+    """
+
+    def __init__(self, *, block: int, offset: float = 0.2):
+        super().__init__()
+        if not 0 <= offset <= 1:
+            raise ValueError(f"offset: must be in [0, 1], got {offset!r}.")
+        self.block, self.offset = block, float(offset)
+
+    def spec(self, backbone) -> dict[str, LevelSpec]:
+        stride = self.sizes(backbone)[1]
+        if not isinstance(self.block, int) or not 1 <= self.block <= backbone.depth:
+            raise ConfigError(
+                f"TeacherPrior: block {self.block!r} is not of the backbone; blocks are 1..{backbone.depth}."
+            )
+        return {"teacher": LevelSpec(backbone.hidden_size, stride)}
+
+    def time(self, t: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The teacher's times [B] for the student's t [B]."""
+        u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+        return (t - self.offset * u).clamp(0, 1)
+
+    @torch.no_grad()
+    def forward(self, step: Step) -> Features:
+        """-> {'teacher': [B, D, h, w]}, without prefix tokens."""
+        t = self.time(step.noisy.t, step.generator)
+        path, data, noise = step.flow.path, step.noisy.data, step.noisy.noise
+        x = {name: path.mix(data[name], noise[name], t)[0] for name in data}
+        tapped = step.ema(x, t, step.cond, taps=frozenset({self.block}), stop=self.block).taps[self.block]
+        tokens = tapped.tokens[:, tapped.prefix :]
+        return {"teacher": tokens.transpose(1, 2).unflatten(2, tapped.grid)}

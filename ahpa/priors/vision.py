@@ -1,0 +1,262 @@
+"""Frozen vision encoders as priors: any vision transformer of timm (DINO, DINOv2, DINOv3, MAE, SigLIP 2, PE ...) and the
+image towers of open_clip.
+
+Each sees the images as it was trained to: its own mean and std, and a side at which its patches lie on the token grid of
+a 16-pixel stride (REPA): patch x res / 16, that is 224 (res / 256) for patch 14 and the image itself for patch 16.
+Positions are resampled to that grid bicubically. Levels: 'patch', the normalised patch tokens as a map [B, C, h, w]; and
+'cls', the class token [B, C], where there is one. Register tokens are left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..registry import PRIORS, ConfigError, UserError, nearest
+from ..registry.contracts import Features, LevelSpec, Prior, Step
+from ..registry.numerics import full_precision
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STRIDE = 16  # pixels a token: 8x of the autoencoder, patches of 2 latents
+FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+HINT = "Give `weights` a file or a folder with a copy, or 'random' for an untrained network."
+
+
+class VisionEncoder(Prior):
+    """Base: sizes known without weights, the preprocessing, the two levels; a subclass builds the network.
+
+    side: the input's side in pixels (None: patch x res / 16). precision: of weights and computation.
+    """
+
+    width: int  # C
+    patch: int  # pixels
+    has_class: bool
+
+    def __init__(self, *, side: int | None, precision: str, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        if precision not in DTYPES:
+            raise ConfigError(f"precision: {precision!r} is unknown{nearest(precision, DTYPES)}")
+        if side is not None and (not isinstance(side, int) or side < self.patch or side % self.patch):
+            raise ConfigError(f"side: must be a multiple of the encoder's patch {self.patch}, got {side!r}.")
+        self.side, self.image_side = side, None
+        self.dtype = DTYPES[precision]
+        for name, values in (("mean", mean), ("std", std)):
+            value = torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def build(self, side: int) -> torch.nn.Module:
+        """The network for inputs of this side, with its weights. UserError where they are not."""
+        raise TypeError(f"{type(self).__name__} must define build(side)")
+
+    def tokens(self, network, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Preprocessed images -> (patch tokens [B, N, C], class token [B, C] or None)."""
+        raise TypeError(f"{type(self).__name__} must define tokens(network, images)")
+
+    def bind(self, *, tokenizer, backbone) -> None:
+        """Takes the images' side from the model, so that `load` can read the weights before the first step."""
+        if tokenizer is not None and backbone is not None:
+            self.image_side = tokenizer.downsample * backbone.streams["image"][-1]
+
+    def spec(self, backbone) -> dict[str, LevelSpec]:
+        levels = {"patch": LevelSpec(self.width, STRIDE)}
+        return levels | ({"cls": LevelSpec(self.width, 0)} if self.has_class else {})
+
+    def input_side(self, image_side: int) -> int:
+        """The side to which images are resized. ConfigError where no whole number of patches fits."""
+        if self.side is not None:
+            return self.side
+        if image_side % STRIDE:
+            raise ConfigError(f"side: images of {image_side} pixels are no multiple of {STRIDE}; give `side`, a multiple "
+                              f"of the patch {self.patch}.")  # fmt: skip
+        return self.patch * (image_side // STRIDE)
+
+    def load(self) -> None:
+        """Reads the weights now, if the images' side is known; else the first step does."""
+        if self.image_side is not None:
+            self.network(self.image_side)
+
+    def network(self, image_side: int) -> torch.nn.Module:
+        side = self.input_side(image_side)
+        if "encoder" not in self.__dict__.get("held", {}):
+            self.hold(encoder=self.build(side).to(device=self.mean.device, dtype=self.dtype))
+            self.built_for = side
+        if side != self.built_for:
+            raise ValueError(
+                f"{type(self).__name__}: inputs of {side} pixels; its positions were made for {self.built_for}."
+            )
+        return self.held["encoder"]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> normalised, then resized bicubically (no antialias), as REPA does."""
+        x = (images - self.mean) / self.std
+        side = self.input_side(images.shape[-1])
+        if x.shape[-1] != side:
+            x = F.interpolate(x, size=(side, side), mode="bicubic", align_corners=False)
+        return x.to(self.dtype)
+
+    @torch.no_grad()
+    def forward(self, step: Step) -> Features:
+        """-> {'patch': [B, C, h, w], 'cls': [B, C]}. UserError where there is no image to look at."""
+        if step.images is None:
+            raise UserError(f"{type(self).__name__}: the batch has no images; train on images, or on latents stored with "
+                            "these features.")  # fmt: skip
+        network = self.network(step.images.shape[-1])
+        with full_precision(self.mean.device):
+            patches, cls = self.tokens(network, self.preprocess(step.images))
+        side = int(patches.shape[1] ** 0.5)
+        features = {"patch": patches.transpose(1, 2).unflatten(2, (side, side))}
+        return features | ({} if cls is None else {"cls": cls})
+
+
+def weights_file(weights: str, what: str) -> Path:
+    """A file, or the usual one in a folder, checked to be readable without running code. UserError if not."""
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{what}: the folder {path} holds none of {', '.join(FILES)}. {HINT}")
+        path = found[0]
+    if not path.is_file():
+        raise UserError(f"{what}: there are no weights at {path}. {HINT}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt"):
+                pass
+        else:
+            torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # a damaged or malicious file may fail in any way
+        raise UserError(f"{what}: {path} is refused: it is damaged, or holds more than tensors "
+                        f"({type(error).__name__}). Convert it to .safetensors.") from error  # fmt: skip
+    return path
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@PRIORS.register_module()
+class TimmEncoder(VisionEncoder):
+    """A vision transformer of timm, such as DINOv2-B/14 (REPA's default teacher).
+
+    model: timm's name with its pretrained tag. weights: None (timm's own, by the tag), a file or folder, or 'random' with
+    `seed`. options: passed on to timm's `create_model`, for networks of other sizes. ConfigError for a name that timm
+    does not have or that is no vision transformer, UserError where weights are missing.
+    """
+
+    demo = dict(model="vit_tiny_patch16_224", weights="random", side=None, precision="fp32")
+
+    def __init__(self, *, model: str = "vit_base_patch14_dinov2.lvd142m", weights: str | None = None,
+                 side: int | None = None, precision: str = "bf16", seed: int = 0, options=None):  # fmt: skip
+        import timm
+
+        if not timm.is_model(model):
+            raise ConfigError(f"model: timm has no {model!r}{nearest(model, near_names(model))}")
+        self.model, self.weights, self.seed, self.options = model, weights, seed, dict(options or {})
+        with torch.device("meta"):
+            network = timm.create_model(model, num_classes=0, **self.options)
+        if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "patch_embed"):
+            raise ConfigError(f"model: {model!r} is a {type(network).__name__}, no plain vision transformer.")
+        self.width, self.patch = network.embed_dim, network.patch_embed.patch_size[0]
+        self.skipped, self.has_class = network.num_prefix_tokens, getattr(network, "cls_token", None) is not None
+        cfg = network.pretrained_cfg
+        super().__init__(side=side, precision=precision, mean=cfg["mean"], std=cfg["std"])
+
+    def build(self, side):
+        import timm
+
+        options = dict(num_classes=0, img_size=side, **self.options)
+        with torch.device("cpu"):
+            if self.weights == "random":
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed)
+                    return timm.create_model(self.model, **options)
+            if self.weights is not None:
+                file = weights_file(self.weights, "TimmEncoder")
+                options["pretrained_cfg_overlay"] = dict(file=str(file), hf_hub_id=None, url="")
+            try:
+                return timm.create_model(self.model, pretrained=True, **options)
+            except Exception as error:  # no network, no such repository, other keys or shapes: many kinds
+                where = "the hub" if self.weights is None else str(self.weights)
+                raise UserError(f"TimmEncoder: the weights of {self.model!r} could not be read from {where}: "
+                                f"{first_line(error)}. {HINT}") from error  # fmt: skip
+
+    def tokens(self, network, images):
+        x = network.forward_features(images)  # [B, P+N, C] after the last norm
+        return x[:, self.skipped :], x[:, 0] if self.has_class else None
+
+
+def near_names(model: str) -> list[str]:
+    """timm's pretrained transformers whose names are like this one."""
+    import difflib
+
+    import timm
+
+    return difflib.get_close_matches(model, timm.list_pretrained("*vit*"), n=5, cutoff=0.3)
+
+
+@PRIORS.register_module()
+class OpenCLIPEncoder(VisionEncoder):
+    """The image tower of an open_clip model, such as CLIP ViT-L/14: patch tokens after its last norm, and the class token
+    before the projection.
+
+    model: open_clip's architecture; weights: a pretrained tag of open_clip ('openai'), a file or folder, or 'random'.
+    ConfigError for an architecture that is unknown or no plain transformer, UserError where weights are missing.
+    """
+
+    demo = dict(model="ViT-B-32", weights="random", precision="fp32", side=None,
+                sizes=dict(embed_dim=32, width=96, layers=3, patch_size=16))  # fmt: skip
+    has_class = True
+
+    def __init__(self, *, model: str = "ViT-L-14", weights: str = "openai", side: int | None = None,
+                 precision: str = "bf16", seed: int = 0, sizes=None):  # fmt: skip
+        import open_clip
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+        config = open_clip.get_model_config(model)
+        if config is None:
+            raise ConfigError(f"model: open_clip has no {model!r}{nearest(model, open_clip.list_models())}")
+        vision = config["vision_cfg"]
+        if "timm_model_name" in vision or isinstance(vision.get("layers"), list):
+            raise ConfigError(f"model: the image tower of {model!r} is no plain vision transformer; use TimmEncoder.")
+        self.model, self.weights, self.seed, self.sizes = model, weights, seed, dict(sizes or {})
+        self.width = self.sizes.get("width", vision["width"])
+        self.patch = self.sizes.get("patch_size", vision["patch_size"])
+        mean, std = (vision.get(key) for key in ("image_mean", "image_std"))
+        super().__init__(
+            side=side, precision=precision, mean=mean or OPENAI_DATASET_MEAN, std=std or OPENAI_DATASET_STD
+        )
+
+    def build(self, side):
+        import open_clip
+
+        sizes = {key: value for key, value in self.sizes.items() if key != "embed_dim"}
+        config = open_clip.get_model_config(self.model)
+        vision = {**config["vision_cfg"], **sizes, "image_size": side}
+        options = dict(vision_cfg=vision, embed_dim=self.sizes.get("embed_dim", config["embed_dim"]))
+        tags = open_clip.list_pretrained_tags_by_model(self.model)
+        try:
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                if self.weights == "random":
+                    source = None
+                else:
+                    source = (
+                        self.weights if self.weights in tags else str(weights_file(self.weights, "OpenCLIPEncoder"))
+                    )
+                whole = open_clip.create_model(self.model, pretrained=source, force_image_size=side, **options)
+        except UserError:
+            raise
+        except Exception as error:  # no network, other keys or shapes: many kinds
+            raise UserError(f"OpenCLIPEncoder: the weights {self.weights!r} of {self.model!r} could not be read: "
+                            f"{first_line(error)}. Tags: {', '.join(tags) or 'none'}. {HINT}") from error  # fmt: skip
+        whole.visual.output_tokens = True
+        whole.visual.proj = None
+        return whole.visual
+
+    def tokens(self, network, images):
+        cls, patches = network(images)
+        return patches, cls
