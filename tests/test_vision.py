@@ -117,6 +117,19 @@ def test_open_clips_tower(tmp_path, images):
     torch.testing.assert_close(found["cls"], tokens[:, 0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_tag_brings_its_own_preprocessing_and_activation(tmp_path, monkeypatch):
+    """LAION's ViT-L/14 is normalised by 0.5, OpenAI's by its own figures and with QuickGELU."""
+    openai, laion = (
+        build(PRIORS, dict(type="OpenCLIPEncoder", weights=tag)) for tag in ("openai", "laion2b_s32b_b82k")
+    )
+    assert openai.mean.flatten().tolist() == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert laion.mean.flatten().tolist() == laion.std.flatten().tolist() == [0.5] * 3
+    assert openai.known["quick_gelu"] and not laion.known.get("quick_gelu")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="timm/vit_large_patch14_clip_224.openai.*local cache"):
+        openai.network(256)
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("executed",))
@@ -137,18 +150,19 @@ def test_what_is_wrong_is_told(tmp_path, monkeypatch, capsys):
     other = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
     save_file(other, tmp_path / "other.safetensors")
     for weights, word in ((tmp_path / "none", "no weights at"), (tmp_path / "evil.pth", "refused"),
-                          (tmp_path / "empty", "holds none of"), (tmp_path / "other.safetensors", "could not be read")):  # fmt: skip
+                          (tmp_path / "empty", "holds none of"), (tmp_path / "other.safetensors", "does not fit")):  # fmt: skip
         with pytest.raises(UserError, match=word) as caught:
             encoder(model=DINO, weights=str(weights)).network(256)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="refused"):
+        build(PRIORS, dict(type="OpenCLIPEncoder", weights=str(tmp_path / "evil.pth"))).network(256)
     assert "executed" not in capsys.readouterr().out
-    monkeypatch.setattr(timm, "create_model", lambda *a, **k: 1 / 0)
-    prior = object.__new__(vision.TimmEncoder)
-    prior.__dict__.update(model=DINO, weights=None, options={}, seed=0)
-    with pytest.raises(UserError, match="the hub"):
-        prior.build(224)
-    with pytest.raises(UserError, match="images"):
-        vision.VisionEncoder.forward(prior, Step(batch={}))
+    with pytest.raises(UserError, match="timm/vit_base_patch14_dinov2.*local cache.*`weights`"):
+        encoder(model=DINO).network(256)
+    with pytest.raises(UserError, match="pretrained tag"):
+        encoder(model="vit_base_patch16_gap_224").network(256)
+    with pytest.raises(UserError, match="no images"):
+        features(encoder(model=DINO, weights="random"), None)
 
 
 def test_random_weights_are_the_same_for_a_seed_and_leave_the_global_stream_alone():

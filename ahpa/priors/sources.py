@@ -136,7 +136,8 @@ def config_of_file(path: Path) -> dict:
 # ---- the hub ----
 
 
-def hub_file(source: str, subfolder: str | None, names: Iterable[str]) -> Path:
+def hub_file(source: str, subfolder: str | None, names: Iterable[str], *, what: str = "the autoencoder",
+             hint: str = HINT) -> Path:  # fmt: skip
     """The first of these files of a hub id: from the local cache, else from the hub. UserError if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -156,7 +157,7 @@ def hub_file(source: str, subfolder: str | None, names: Iterable[str]) -> Path:
     said = next(iter(str(reason).strip().splitlines()), type(reason).__name__)[:160]
     gone = "the hub cannot be reached, or HF_HUB_OFFLINE is set"
     looked = f"it is not in the local cache {HF_HUB_CACHE}, and " + (gone if unreachable else f"the hub said: {said}")
-    raise UserError(f"the autoencoder {source!r} was not found: {looked}. {HINT}") from reason
+    raise UserError(f"{what} {source!r} was not found: {looked}. {hint}") from reason
 
 
 def offline() -> bool:

@@ -17,8 +17,10 @@ from torch import Tensor
 from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Features, LevelSpec, Prior, Step
 from ..registry.numerics import full_precision
+from . import sources
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DINO = "vit_base_patch14_dinov2.lvd142m"
 STRIDE = 16  # pixels a token: 8x of the autoencoder, patches of 2 latents
 FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 HINT = "Give `weights` a file or a folder with a copy, or 'random' for an untrained network."
@@ -111,7 +113,7 @@ class VisionEncoder(Prior):
 
 
 def weights_file(weights: str, what: str) -> Path:
-    """A file, or the usual one in a folder, checked to be readable without running code. UserError if not."""
+    """A file, or the usual one in a folder. UserError if there is none."""
     path = Path(weights).expanduser()
     if path.is_dir():
         found = [path / name for name in FILES if (path / name).is_file()]
@@ -120,18 +122,20 @@ def weights_file(weights: str, what: str) -> Path:
         path = found[0]
     if not path.is_file():
         raise UserError(f"{what}: there are no weights at {path}. {HINT}")
+    return path
+
+
+def read_weights(path: Path, what: str) -> dict:
+    """The tensors of a file, read without running anything in it. UserError for one that is damaged or holds more."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
+            from safetensors.torch import load_file
 
-            with safe_open(path, framework="pt"):
-                pass
-        else:
-            torch.load(path, map_location="meta", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file may fail in any way
         raise UserError(f"{what}: {path} is refused: it is damaged, or holds more than tensors "
                         f"({type(error).__name__}). Convert it to .safetensors.") from error  # fmt: skip
-    return path
 
 
 def first_line(error: Exception) -> str:
@@ -149,7 +153,7 @@ class TimmEncoder(VisionEncoder):
 
     demo = dict(model="vit_tiny_patch16_224", weights="random", side=None, precision="fp32")
 
-    def __init__(self, *, model: str = "vit_base_patch14_dinov2.lvd142m", weights: str | None = None,
+    def __init__(self, *, model: str = DINO, weights: str | None = None,
                  side: int | None = None, precision: str = "bf16", seed: int = 0, options=None):  # fmt: skip
         import timm
 
@@ -174,15 +178,23 @@ class TimmEncoder(VisionEncoder):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
                     return timm.create_model(self.model, **options)
-            if self.weights is not None:
-                file = weights_file(self.weights, "TimmEncoder")
-                options["pretrained_cfg_overlay"] = dict(file=str(file), hf_hub_id=None, url="")
+            path = self.hub_weights() if self.weights is None else weights_file(self.weights, "TimmEncoder")
+            overlay = dict(state_dict=read_weights(path, "TimmEncoder"), custom_load=False)
             try:
-                return timm.create_model(self.model, pretrained=True, **options)
-            except Exception as error:  # no network, no such repository, other keys or shapes: many kinds
-                where = "the hub" if self.weights is None else str(self.weights)
-                raise UserError(f"TimmEncoder: the weights of {self.model!r} could not be read from {where}: "
-                                f"{first_line(error)}. {HINT}") from error  # fmt: skip
+                return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+            except Exception as error:  # other keys or shapes
+                raise UserError(f"TimmEncoder: {path} does not fit {self.model!r}: {first_line(error)}") from error
+
+    def hub_weights(self) -> Path:
+        """timm's own weights of this name, from the local cache or the hub. UserError where they are not."""
+        import timm
+
+        cfg = timm.get_pretrained_cfg(self.model)
+        if cfg is None or not cfg.hf_hub_id:
+            raise UserError(f"TimmEncoder: timm has no weights for {self.model!r}: its name lacks a pretrained tag such as "
+                            f"{DINO!r}. {HINT}")  # fmt: skip
+        names = (cfg.hf_hub_filename or FILES[0], "pytorch_model.bin")
+        return sources.hub_file(cfg.hf_hub_id, None, names, what="the vision encoder", hint=HINT)
 
     def tokens(self, network, images):
         x = network.forward_features(images)  # [B, P+N, C] after the last norm
@@ -203,8 +215,10 @@ class OpenCLIPEncoder(VisionEncoder):
     """The image tower of an open_clip model, such as CLIP ViT-L/14: patch tokens after its last norm, and the class token
     before the projection.
 
-    model: open_clip's architecture; weights: a pretrained tag of open_clip ('openai'), a file or folder, or 'random'.
-    ConfigError for an architecture that is unknown or no plain transformer, UserError where weights are missing.
+    model: open_clip's architecture. weights: a pretrained tag of open_clip ('openai'), which also says mean, std and
+    activation; a file or folder (with OpenAI's mean and std unless given; its networks need a model '...-quickgelu'); or
+    'random' with `seed`. sizes: the tower's sizes, for networks of one's own. ConfigError for an architecture that is
+    unknown or no plain transformer, UserError where weights are missing.
     """
 
     demo = dict(model="ViT-B-32", weights="random", precision="fp32", side=None,
@@ -212,7 +226,7 @@ class OpenCLIPEncoder(VisionEncoder):
     has_class = True
 
     def __init__(self, *, model: str = "ViT-L-14", weights: str = "openai", side: int | None = None,
-                 precision: str = "bf16", seed: int = 0, sizes=None):  # fmt: skip
+                 precision: str = "bf16", mean=None, std=None, seed: int = 0, sizes=None):  # fmt: skip
         import open_clip
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
@@ -223,36 +237,36 @@ class OpenCLIPEncoder(VisionEncoder):
         if "timm_model_name" in vision or isinstance(vision.get("layers"), list):
             raise ConfigError(f"model: the image tower of {model!r} is no plain vision transformer; use TimmEncoder.")
         self.model, self.weights, self.seed, self.sizes = model, weights, seed, dict(sizes or {})
+        self.known = open_clip.get_pretrained_cfg(model, weights) or {}  # empty for what is no tag
         self.width = self.sizes.get("width", vision["width"])
         self.patch = self.sizes.get("patch_size", vision["patch_size"])
-        mean, std = (vision.get(key) for key in ("image_mean", "image_std"))
-        super().__init__(
-            side=side, precision=precision, mean=mean or OPENAI_DATASET_MEAN, std=std or OPENAI_DATASET_STD
-        )
+        super().__init__(side=side, precision=precision, mean=mean or self.known.get("mean") or OPENAI_DATASET_MEAN,
+                         std=std or self.known.get("std") or OPENAI_DATASET_STD)  # fmt: skip
+
+    def find(self) -> Path:
+        """The weights' file: of a tag from the local cache or the hub, else the file or folder that was given."""
+        if not self.known:
+            return weights_file(self.weights, "OpenCLIPEncoder")
+        repository = self.known["hf_hub"].rstrip("/")
+        return sources.hub_file(repository, None, FILES[1::2], what="the vision encoder", hint=HINT)
 
     def build(self, side):
         import open_clip
 
-        sizes = {key: value for key, value in self.sizes.items() if key != "embed_dim"}
         config = open_clip.get_model_config(self.model)
-        vision = {**config["vision_cfg"], **sizes, "image_size": side}
-        options = dict(vision_cfg=vision, embed_dim=self.sizes.get("embed_dim", config["embed_dim"]))
-        tags = open_clip.list_pretrained_tags_by_model(self.model)
+        sizes = {key: value for key, value in self.sizes.items() if key != "embed_dim"}
+        options = dict(vision_cfg={**config["vision_cfg"], **sizes, "image_size": side}, force_image_size=side,
+                       embed_dim=self.sizes.get("embed_dim", config["embed_dim"]),
+                       force_quick_gelu=bool(self.known.get("quick_gelu")))  # fmt: skip
+        path = None if self.weights == "random" else self.find()
+        if path is not None:
+            read_weights(path, "OpenCLIPEncoder")  # refuses what may run code, before open_clip opens it
         try:
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                if self.weights == "random":
-                    source = None
-                else:
-                    source = (
-                        self.weights if self.weights in tags else str(weights_file(self.weights, "OpenCLIPEncoder"))
-                    )
-                whole = open_clip.create_model(self.model, pretrained=source, force_image_size=side, **options)
-        except UserError:
-            raise
-        except Exception as error:  # no network, other keys or shapes: many kinds
-            raise UserError(f"OpenCLIPEncoder: the weights {self.weights!r} of {self.model!r} could not be read: "
-                            f"{first_line(error)}. Tags: {', '.join(tags) or 'none'}. {HINT}") from error  # fmt: skip
+                whole = open_clip.create_model(self.model, pretrained=None if path is None else str(path), **options)
+        except Exception as error:  # other keys or shapes
+            raise UserError(f"OpenCLIPEncoder: {path} does not fit {self.model!r}: {first_line(error)}") from error
         whole.visual.output_tokens = True
         whole.visual.proj = None
         return whole.visual
