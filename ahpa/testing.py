@@ -105,11 +105,12 @@ def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch
     with torch.no_grad():  # leave the zeros that transformers start with
         for i, p in enumerate(backbone.parameters()):
             p.add_(0.02 * _random(*p.shape, seed=i))
-    x = {"image": _random(batch, in_channels, input_size, input_size)}
+    x = {name: _random(batch, *shape) for name, shape in backbone.streams.items()}
     t, label = torch.linspace(0.2, 0.8, batch), torch.zeros(batch, dtype=torch.long)
     backbone.eval()
     bare = backbone(x, t, label)
-    assert tuple(bare.pred["image"].shape) == tuple(x["image"].shape), "pred['image'] has not the shape of the input"
+    for name, part in x.items():
+        assert tuple(bare.pred[name].shape) == tuple(part.shape), f"pred[{name!r}] has not the shape of the input"
     assert not bare.taps, "taps were returned that nobody asked for"
     asked = frozenset({1, backbone.depth})
     tapped = backbone(x, t, label, taps=asked)
@@ -118,7 +119,7 @@ def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch
     expected = (batch, backbone.prefix + backbone.grid[0] * backbone.grid[1], backbone.hidden_size)
     for number, tokens in tapped.taps.items():
         assert isinstance(tokens, Tokens) and tuple(tokens.tokens.shape) == expected, f"tap {number}: not {expected}"
-    tapped.pred["image"].square().mean().backward()
+    sum(part.square().mean() for part in tapped.pred.values()).backward()
     bare_names = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert not bare_names, f"no gradient reaches {bare_names}"
     state = {name: value.clone() for name, value in backbone.state_dict().items()}

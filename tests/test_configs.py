@@ -70,7 +70,8 @@ def test_demo_keeps_the_method_and_trains_two_steps(path):
         model.update_ema()
         assert all(torch.isfinite(value).all() for value in values.values())
     assert int(wrapper.bad_total) == 0
-    expected = {"loss_flow"} | {
+    expected = {"loss_flow"} | {f"loss_flow_{stream}" for stream in full.get("streams", {})}
+    expected |= {
         f"loss_{a}_{c}{item}"
         for a, alignment in full["alignments"].items()
         for c, criterion in alignment["criteria"].items()

@@ -27,8 +27,7 @@ def backbone_macs(backbone) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     shadow = copy.deepcopy(backbone).to("meta")
-    side = shadow.input_size
-    x = {"image": torch.zeros(1, shadow.in_channels, side, side, device="meta")}
+    x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
     t, label = torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         shadow(x, t, label)

@@ -89,13 +89,14 @@ class SiT(Backbone):
 
         ValueError for a latent of another shape than the model was built for, and for a tap that is no block.
         """
-        expected = (self.in_channels, self.input_size, self.input_size)
-        if tuple(x["image"].shape[1:]) != expected:
-            raise ValueError(f"SiT: the latent is [B, {', '.join(map(str, expected))}], got {list(x['image'].shape)}.")
+        for name, shape in self.streams.items():
+            if name not in x or tuple(x[name].shape[1:]) != shape:
+                given = list(x[name].shape) if name in x else "nothing"
+                raise ValueError(f"{type(self).__name__}: {name!r} is [B, {', '.join(map(str, shape))}], got {given}.")
         wrong = [tap for tap in taps if not 1 <= tap <= self.depth]
         if wrong:
             raise ValueError(f"SiT: there is no block {wrong[0]} to tap; blocks are 1..{self.depth}.")
-        h = self.x_embedder(x["image"]) + self.pos_embed  # [B, N, D]
+        h = self.embed(x)  # [B, P+N, D]
         c = self.t_embedder(t) + self.y_embedder(cond)  # [B, D]
         tapped = {}
         for number, block in enumerate(self.blocks, start=1):
@@ -104,10 +105,18 @@ class SiT(Backbone):
             else:
                 h = block(h, c)
             if number in taps:
-                tapped[number] = Tokens(h, prefix=0, grid=self.grid)
+                tapped[number] = Tokens(h, prefix=self.prefix, grid=self.grid)
             if number == stop:
                 return Denoised({}, tapped)
-        return Denoised({"image": self.unpatchify(self.final_layer(h, c)).float()}, tapped)
+        return Denoised(self.predict(h, c), tapped)
+
+    def embed(self, x: Streams) -> Tensor:
+        """The streams -> tokens [B, P+N, D]."""
+        return self.x_embedder(x["image"]) + self.pos_embed
+
+    def predict(self, h: Tensor, c: Tensor) -> Streams:
+        """The last block's tokens and the condition [B, D] -> each stream's prediction, float32."""
+        return {"image": self.unpatchify(self.final_layer(h, c)).float()}
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """[B, h*w, p*p*C] -> [B, C, h*p, w*p]."""

@@ -53,12 +53,14 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
     """A backbone, its flow and any number of alignments of its blocks with priors.
 
     resolution: pixels of a side. tokenizer, backbone, flow, conditioner, flow_loss: one component each.
-    priors: {name: prior}; alignments: {name: alignment} whose `source` names a prior. ema: decay per optimiser step.
+    priors: {name: prior}; streams: {name: dict(source, level)}, vectors of a prior that diffuse beside the image;
+    alignments: {name: alignment} whose `source` names a prior. ema: decay per optimiser step.
     Raises ConfigError for parts that do not fit together.
     """
 
     def __init__(self, *, resolution: int = 256, tokenizer, backbone, flow=None, flow_loss=None, conditioner=None,
-                 priors: Mapping | None = None, alignments: Mapping | None = None, ema: float = 0.9999):  # fmt: skip
+                 priors: Mapping | None = None, streams: Mapping | None = None, alignments: Mapping | None = None,
+                 ema: float = 0.9999):  # fmt: skip
         super().__init__()
         if not 0 <= ema < 1:
             raise ConfigError(f"model.ema: the decay must be in [0, 1), got {ema}.")
@@ -73,12 +75,34 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         for name, cfg in (priors or {}).items():
             self.priors[name] = build(PRIORS, cfg, where=f"model.priors.{name}")
             self.priors[name].bind(tokenizer=self.tokenizer, backbone=self.backbone)
+        self.streams = self._check_streams(streams or {})
         self.alignments = nn.ModuleDict()
         for name, cfg in (alignments or {}).items():
             self.alignments[name] = self._build_alignment(name, cfg)
         self._request_levels()
         self.taps = frozenset(alignment.tap for alignment in self.alignments.values())
         self.hold(ema=copy.deepcopy(self.backbone).float())
+
+    def _check_streams(self, streams) -> dict[str, tuple[str, str]]:
+        """{stream: (prior, level)} of what diffuses beside the image; ConfigError unless it fits the backbone."""
+        own = {name: shape for name, shape in self.backbone.streams.items() if name != "image"}
+        for name in (*streams, *own):
+            if name not in own or name not in streams:
+                raise ConfigError(f"model.streams: the backbone diffuses {', '.join(self.backbone.streams)}; besides the "
+                                  f"image model.streams names {', '.join(streams) or 'nothing'}.")  # fmt: skip
+            source, level = (streams[name].get(key) for key in ("source", "level"))
+            if source not in self.priors:
+                raise ConfigError(
+                    f"model.streams.{name}.source: no prior is called {source!r}{nearest(source, self.priors)}"
+                )
+            spec = self.priors[source].spec(self.backbone)
+            if level not in spec:
+                raise ConfigError(f"model.streams.{name}.level: the prior has no {level!r}{nearest(level, spec)}")
+            channels, stride = spec[level]
+            if stride or own[name] != (channels,):
+                raise ConfigError(f"model.streams.{name}: the backbone takes a vector of {own[name][0]}, the level "
+                                  f"{level!r} is {'a map' if stride else 'a vector'} of {channels}.")  # fmt: skip
+        return {name: (stream["source"], stream["level"]) for name, stream in streams.items()}
 
     def _build_alignment(self, name, cfg):
         where = f"model.alignments.{name}"
@@ -94,6 +118,7 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         shared = []
         for name, prior in self.priors.items():
             read = {level for a in self.alignments.values() if a.source == name for level in a.levels}
+            read |= {level for source, level in self.streams.values() if source == name}
             prior.request([level for level in prior.spec(self.backbone) if level in read])
             shared += [level for level in getattr(prior, "shared_levels", ()) if level not in shared]
         self.shared_levels = tuple(shared)
@@ -131,14 +156,13 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         """batch: image uint8 [B, 3, H, W] (or `latent` {mean, std} [B, C, h, w] with `features`), label [B],
         `noise_seed`, which alone determines t, noise and label dropout -> {'loss_*': scalar, diagnostic: scalar}."""
         step = self.begin(batch)
-        data = self.encode(step)  # {'image': [B, C, h, w]}
+        data = self.encode(step)  # {'image': [B, C, h, w]}, and other streams
         step.noisy = self.flow.sample(data, step.generator)
         step.cond = self.conditioner(step)
         step.out = self.backbone(step.noisy.x, step.noisy.t, step.cond, taps=self.taps)
         losses = self.flow_loss(step)
-        for name, prior in self.priors.items():
-            if name not in step.features:
-                step.features[name] = prior(step)
+        for name in self.priors:
+            self.features(step, name)
         for alignment in self.alignments.values():
             losses |= alignment(step)
         return losses
@@ -168,4 +192,13 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
             step.encoded = Encoded(step.batch["latent"]["mean"], step.batch["latent"]["std"], {})
         else:
             step.encoded = self.tokenizer.encode(step.images, self.shared_levels)
-        return {"image": step.encoded.sample(step.generator)}
+        data = {"image": step.encoded.sample(step.generator)}
+        return data | {
+            name: self.features(step, source)[level].float() for name, (source, level) in self.streams.items()
+        }
+
+    def features(self, step: Step, name: str):
+        """A prior's levels for this step, computed once."""
+        if name not in step.features:
+            step.features[name] = self.priors[name](step)
+        return step.features[name]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import ALIGNMENTS, LOSSES, PROJECTORS, ROUTERS, build, nearest
-from ..registry.contracts import Backbone, LevelSpec, Step
+from ..registry.contracts import Backbone, LevelSpec, Step, Tokens
 from ..registry.numerics import entropy
 from .schedules import build_weight, check_weight
 
@@ -46,6 +46,9 @@ class Alignment(nn.Module):
         self.router = build(ROUTERS, router or dict(type="StaticRouter"), where=f"{where}.router",
                             spec=spec, grid=backbone.grid, content_dim=backbone.hidden_size)  # fmt: skip
         self.levels = self.router.used_levels
+        if self.router.prefix and len(self.router.prefix) != getattr(backbone, "prefix", 0):
+            raise ValueError(f"router.prefix: {len(self.router.prefix)} levels for the backbone's "
+                             f"{getattr(backbone, 'prefix', 0)} prefix tokens.")  # fmt: skip
         sizes = dict(dim=backbone.hidden_size, out_dim=self.router.out_dim)
         self.projector = build(PROJECTORS, projector or dict(type="ConvProjector"), where=f"{where}.projector", **sizes)
         self._build_criteria(dict(cosine=COSINE) if criteria is None else criteria, where)
@@ -76,6 +79,8 @@ class Alignment(nn.Module):
         """Reads step.out.taps, step.noisy.t and step.features[source] -> terms 'loss_<name>_<criterion>' (weighted) and
         diagnostics '<name>/...'."""
         tokens = step.out.taps[self.tap]
+        if not self.router.prefix:  # tokens that are not of the grid have no target then
+            tokens = Tokens(tokens.tokens[:, tokens.prefix :], 0, tokens.grid)
         content = tokens.tokens[:, tokens.prefix :]  # [B, N, D]
         if self.router_grad != "target":  # the router's own term must not reach the backbone through what it reads
             content = content.detach()

@@ -168,6 +168,7 @@ class Router(nn.Module):
 
     out_dim: int
     used_levels: tuple[str, ...]
+    prefix: tuple[str, ...] = ()  # the vector levels that are the target's first tokens
 
     def weights(self, t: Tensor, content: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """t [B], content [B, N, D] -> ({group: [B, L]}, rows that sum to 1; inter [B, G])."""
