@@ -49,11 +49,12 @@ def shrink(cfg) -> None:
 
 
 def move_blocks(cfg, depth: int, share: float) -> None:
-    """Block numbers (`tap`, `block`) in a tree of dicts keep their share of the depth; wrong ones stay, to be told of."""
+    """Block numbers (`tap`, `block`, `encoder_depth`) in a tree of dicts keep their share of the depth; wrong ones stay,
+    to be told of."""
     for key, value in cfg.items():
         if isinstance(value, Mapping):
             move_blocks(value, depth, share)
-        elif key in ("tap", "block") and isinstance(value, int) and 1 <= value <= depth:
+        elif key in ("tap", "block", "encoder_depth") and isinstance(value, int) and 1 <= value <= depth:
             cfg[key] = max(1, int(value * share + 0.5))
 
 
@@ -66,7 +67,11 @@ def overlay(cfg, *, keep_data: bool = False) -> None:
     model["resolution"], model["ema"] = RESOLUTION, EMA
     if depth:
         share = model["backbone"].get("depth") / depth
-        for part in (*(model.get("alignments") or {}).values(), *(model.get("priors") or {}).values()):
+        for part in (
+            model["backbone"],
+            *(model.get("alignments") or {}).values(),
+            *(model.get("priors") or {}).values(),
+        ):
             move_blocks(part, depth, share)
     loader = cfg["train_dataloader"]
     if keep_data:

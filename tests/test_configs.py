@@ -51,12 +51,12 @@ def test_has_the_header(path):
 @pytest.mark.parametrize("path", ALL, ids=_name)
 def test_demo_keeps_the_method_and_trains_two_steps(path):
     full = configs.load(path)["model"]
-    options = ["model.backbone.depth=4", "model.backbone.hidden_size=48", "model.backbone.num_heads=4"]
+    options = ["model.backbone.hidden_size=48", "model.backbone.num_heads=4"]
     cfg = cli.training_config(arguments(path, demo=True, cfg_options=options))
     for name, alignment in full["alignments"].items():
         small = cfg["model"]["alignments"][name]
         for part in ("router", "projector", "criteria", "weight", "source"):
-            assert small[part] == alignment[part], f"the demo changed {part}"
+            assert small.get(part) == alignment.get(part), f"the demo changed {part}"
     torch.manual_seed(0)
     model = build(MODELS, cfg["model"], where="model")
     assert model.resolution == 64

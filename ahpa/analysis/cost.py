@@ -38,8 +38,9 @@ def parameter_counts(model) -> dict[str, int]:
     """Trainable parameters: the backbone, and each kind of part summed over the alignments."""
     parts = {"backbone": count(model.backbone)}
     for alignment in model.alignments.values():
-        parts["router"] = parts.get("router", 0) + count(alignment.router)
-        parts["projector"] = parts.get("projector", 0) + count(alignment.projector)
+        for kind in ("router", "projector"):
+            if hasattr(alignment, kind):
+                parts[kind] = parts.get(kind, 0) + count(getattr(alignment, kind))
         critics = sum(count(criterion) for criterion in alignment.criteria.values())
         if critics:
             parts["criteria"] = parts.get("criteria", 0) + critics
@@ -63,7 +64,8 @@ def cost_report(model, *, short: bool = False) -> str:
     lines.append(f"{'forward GMAC an image':24s}{both:.3f} with attention's products, {bare:.3f} without")
     lines.append(f"{'taps':24s}{', '.join(str(tap) for tap in sorted(model.taps)) or 'none'} of {model.backbone.depth}")
     for name, alignment in model.alignments.items():
-        groups = getattr(alignment.router, "groups", {})
+        groups = getattr(getattr(alignment, "router", None), "groups", {})
         shown = "; ".join(f"{group}: {', '.join(levels)}" for group, levels in groups.items())
-        lines.append(f"{'alignment ' + name:24s}block {alignment.tap} <- {alignment.source} ({shown})")
+        source = f"{alignment.source} ({shown})" if alignment.source else "the other views"
+        lines.append(f"{'alignment ' + name:24s}block {alignment.tap} <- {source}")
     return "\n".join(lines)

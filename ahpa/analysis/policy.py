@@ -79,7 +79,8 @@ class RoutingPolicy(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if due(runner, self.interval) and runner.rank == 0:
-            for name, alignment in runner.plain_model.alignments.items():
+            routed = {n: a for n, a in runner.plain_model.alignments.items() if hasattr(a, "router")}
+            for name, alignment in routed.items():
                 self.write(runner, name, alignment.router)
 
     def write(self, runner, name, router) -> None:

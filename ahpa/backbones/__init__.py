@@ -1,3 +1,3 @@
 """Floor 1: the diffusion transformers and what conditions them."""
 
-from . import class_stream, conditioning, sit  # noqa: F401
+from . import class_stream, conditioning, ddt, sit  # noqa: F401

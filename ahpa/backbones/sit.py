@@ -89,6 +89,25 @@ class SiT(Backbone):
 
         ValueError for a latent of another shape than the model was built for, and for a tap that is no block.
         """
+        self._check_input(x, taps)
+        h = self.embed(x)  # [B, P+N, D]
+        c = self.t_embedder(t) + self.y_embedder(cond)  # [B, D]
+        tapped = {}
+        for number, block in enumerate(self.blocks, start=1):
+            h = self.run(block, h, c)
+            if number in taps:
+                tapped[number] = Tokens(h, prefix=self.prefix, grid=self.grid)
+            if number == stop:
+                return Denoised({}, tapped)
+        return Denoised(self.predict(h, c), tapped)
+
+    def run(self, function, *arguments) -> Tensor:
+        """A block; with gradient checkpointing it is computed again in the backward pass."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+    def _check_input(self, x, taps):
         for name, shape in self.streams.items():
             if name not in x or tuple(x[name].shape[1:]) != shape:
                 given = list(x[name].shape) if name in x else "nothing"
@@ -96,19 +115,6 @@ class SiT(Backbone):
         wrong = [tap for tap in taps if not 1 <= tap <= self.depth]
         if wrong:
             raise ValueError(f"SiT: there is no block {wrong[0]} to tap; blocks are 1..{self.depth}.")
-        h = self.embed(x)  # [B, P+N, D]
-        c = self.t_embedder(t) + self.y_embedder(cond)  # [B, D]
-        tapped = {}
-        for number, block in enumerate(self.blocks, start=1):
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                h = checkpoint(block, h, c, use_reentrant=False)
-            else:
-                h = block(h, c)
-            if number in taps:
-                tapped[number] = Tokens(h, prefix=self.prefix, grid=self.grid)
-            if number == stop:
-                return Denoised({}, tapped)
-        return Denoised(self.predict(h, c), tapped)
 
     def embed(self, x: Streams) -> Tensor:
         """The streams -> tokens [B, P+N, D]."""

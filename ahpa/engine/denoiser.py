@@ -22,9 +22,11 @@ from ..registry import (
     PRIORS,
     ConfigError,
     build,
+    check,
     nearest,
 )
-from ..registry.contracts import Encoded, HoldsFrozen, Step, Streams
+from ..registry.contracts import Encoded, Features, HoldsFrozen, Step, Streams
+from ..registry.registry import parameters
 
 FLOW, FLOW_LOSS, CONDITIONER = dict(type="Flow"), dict(type="FlowMatchingLoss"), dict(type="ClassLabels")
 
@@ -46,6 +48,22 @@ def generator_parts(*, resolution: int, tokenizer, backbone, flow=None, conditio
         flow=build(FLOWS, flow or FLOW, where="model.flow"),
         conditioner=build(CONDITIONERS, conditioner, where="model.conditioner", num_classes=backbone.num_classes),
     )
+
+
+def repeat(value, views: int):
+    """A tensor, or a tuple of tensors or None, once for each view along the batch."""
+    if views == 1 or value is None:
+        return value
+    return (
+        torch.cat([value] * views)
+        if isinstance(value, Tensor)
+        else type(value)(*(repeat(part, views) for part in value))
+    )
+
+
+def per_view(features: Features, noisy) -> Features:
+    """Levels of the images, repeated for the views of each; what was made of the views themselves stays."""
+    return {name: x if len(x) == len(noisy.t) else repeat(x, noisy.views) for name, x in features.items()}
 
 
 @MODELS.register_module()
@@ -107,11 +125,13 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
     def _build_alignment(self, name, cfg):
         where = f"model.alignments.{name}"
         cfg = {"type": "Alignment", **cfg} if isinstance(cfg, Mapping) else cfg
-        source = cfg.get("source") if isinstance(cfg, Mapping) else cfg.source
-        if source not in self.priors:
-            raise ConfigError(f"{where}.source: no prior is called {source!r}{nearest(source, self.priors)}")
-        spec = self.priors[source].spec(self.backbone)
-        return build(ALIGNMENTS, cfg, where=where, name=name, spec=spec, backbone=self.backbone)
+        derived = dict(name=name, backbone=self.backbone)
+        if "source" in (parameters(check(ALIGNMENTS, cfg, where=where, derived=("spec", *derived)))[0]):
+            source = cfg.get("source")
+            if source not in self.priors:
+                raise ConfigError(f"{where}.source: no prior is called {source!r}{nearest(source, self.priors)}")
+            derived["spec"] = self.priors[source].spec(self.backbone)
+        return build(ALIGNMENTS, cfg, where=where, **derived)
 
     def _request_levels(self):
         """Tells each prior which levels are read, and collects those that the tokenizer's own pass shall yield."""
@@ -158,11 +178,11 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         step = self.begin(batch)
         data = self.encode(step)  # {'image': [B, C, h, w]}, and other streams
         step.noisy = self.flow.sample(data, step.generator)
-        step.cond = self.conditioner(step)
+        step.cond = repeat(self.conditioner(step), step.noisy.views)
         step.out = self.backbone(step.noisy.x, step.noisy.t, step.cond, taps=self.taps)
         losses = self.flow_loss(step)
         for name in self.priors:
-            self.features(step, name)
+            step.features[name] = per_view(self.features(step, name), step.noisy)
         for alignment in self.alignments.values():
             losses |= alignment(step)
         return losses

@@ -13,24 +13,28 @@ from ..registry.contracts import Noisy, Streams
 class Flow:
     """A path and a distribution of t; `sample` draws both t and the noise, for all streams the same t.
 
-    path: LinearPath if not given; timesteps: UniformTimesteps if not given. Each a config or a built object. `samplers`
+    path: LinearPath if not given; timesteps: UniformTimesteps if not given. Each a config or a built object. views: how
+    often each image of a batch is noised, with a t and a noise of its own each time (DUPA). `samplers`
     names those that fit what is predicted, the default first.
     """
 
     samplers = ("euler", "heun", "sde")
 
-    def __init__(self, *, path: Mapping | Any = None, timesteps: Mapping | Any = None):
+    def __init__(self, *, path: Mapping | Any = None, timesteps: Mapping | Any = None, views: int = 1):
         self.path = build(PATHS, dict(type="LinearPath") if path is None else path, where="path")
+        if not isinstance(views, int) or views < 1:
+            raise ValueError(f"views: must be a whole number of at least 1, got {views!r}.")
+        self.views = views
         timesteps = dict(type="UniformTimesteps") if timesteps is None else timesteps
         self.timesteps = build(TIMESTEPS, timesteps, where="timesteps")
 
     def sample(self, data: Streams, generator: torch.Generator | None) -> Noisy:
         """data {stream: [B, ...]} -> the noised batch in float32; a function of the generator's state alone."""
-        data = {name: x0.float() for name, x0 in data.items()}
+        data = {name: torch.cat([x0.float()] * self.views) for name, x0 in data.items()}  # [views B, ...]
         first = next(iter(data.values()))
         t = self.timesteps(len(first), generator, first.device)
         x, target, noise = {}, {}, {}
         for name, x0 in data.items():
             noise[name] = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
             x[name], target[name] = self.path.mix(x0, noise[name], t)
-        return Noisy(x=x, t=t, target=target, data=data, noise=noise)
+        return Noisy(x=x, t=t, target=target, data=data, noise=noise, views=self.views)

@@ -26,9 +26,12 @@ class LinearProjector(Projector):
 
 @PROJECTORS.register_module()
 class MLPProjector(Projector):
-    """`depth` linear layers per token with SiLU between them (REPA: three, hidden 2048)."""
+    """`depth` linear layers per token with SiLU between them (REPA: three, hidden 2048).
 
-    def __init__(self, *, dim: int, out_dim: int, depth: int = 3, hidden_dim: int = 2048):
+    gain: None for torch's own start; a number for DUPA's: the first layer Kaiming, the others Xavier with this gain.
+    """
+
+    def __init__(self, *, dim: int, out_dim: int, depth: int = 3, hidden_dim: int = 2048, gain: float | None = None):
         super().__init__()
         if depth < 1 or hidden_dim < 1:
             raise ValueError(f"depth and hidden_dim must be at least 1, got {depth} and {hidden_dim}.")
@@ -37,6 +40,18 @@ class MLPProjector(Projector):
         for i in range(depth):
             layers += [nn.Linear(widths[i], widths[i + 1]), nn.SiLU()]
         self.mlp = nn.Sequential(*layers[:-1])
+        if gain is not None:
+            self._start(gain)
+
+    def _start(self, gain: float) -> None:
+        if not gain > 0:
+            raise ValueError(f"gain: must be above 0, got {gain!r}.")
+        first, *others = (layer for layer in self.mlp if isinstance(layer, nn.Linear))
+        nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+        for layer in others:
+            nn.init.xavier_uniform_(layer.weight, gain=gain)
+        for layer in (first, *others):
+            nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tokens) -> Tensor:
         return self.mlp(tokens.tokens)

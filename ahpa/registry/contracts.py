@@ -39,13 +39,15 @@ class Denoised(NamedTuple):
 
 
 class Noisy(NamedTuple):
-    """A noised batch: `x` at time `t` [B] in [0, 1], from `data` and `noise`; `target` is what to predict (v)."""
+    """A noised batch: `x` at time `t` [B] in [0, 1], from `data` and `noise`; `target` is what to predict (v).
+    With several `views` of each image, B counts them all: the whole batch once, then once more ..."""
 
     x: Streams
     t: Tensor
     target: Streams
     data: Streams
     noise: Streams
+    views: int = 1
 
 
 class Encoded(NamedTuple):

@@ -1,0 +1,61 @@
+"""An alignment without a prior: several noisings of one image are pulled towards each other (DUPA).
+
+With `flow.views` = K the batch holds each image K times, with its own t and noise each; the projected tokens of every pair
+of views are compared. Both sides learn: there is no stop-gradient and no predictor.
+"""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import ALIGNMENTS, LOSSES, PROJECTORS, build
+from ..registry.contracts import Backbone, Step, Tokens
+from .schedules import build_weight
+
+COSINE = dict(type="CosineLoss")
+
+
+@ALIGNMENTS.register_module()
+class ViewAlignment(nn.Module):
+    """Weight times the mean of the criteria over all pairs of views of the projected tap.
+
+    tap: block number from 1. projector: from the block's width to `out_dim`, the same for every view. criteria: {name: pair
+    loss}. weight: a number or a schedule. ValueError where the flow draws one view only.
+    """
+
+    source, levels = None, ()
+
+    def __init__(self, *, name: str, backbone: Backbone, tap: int, out_dim: int = 768, projector=None, criteria=None,
+                 weight=1.0):  # fmt: skip
+        super().__init__()
+        where = f"model.alignments.{name}"
+        if not isinstance(tap, int) or not 1 <= tap <= backbone.depth:
+            raise ValueError(f"tap: {tap!r} is not a block of the backbone; blocks are 1..{backbone.depth}.")
+        criteria = dict(cosine=COSINE) if criteria is None else criteria
+        if not isinstance(criteria, Mapping) or not criteria:
+            raise ValueError("criteria: at least one pair loss is needed, as {name: pair loss}.")
+        for key in (name, *criteria):
+            if "loss" in key or "." in key:
+                raise ValueError(f"{key!r} cannot name an alignment or a criterion: no 'loss' and no dot.")
+        self.name, self.tap, self.weight = name, tap, build_weight(weight, where=f"{where}.weight")
+        self.projector = build(PROJECTORS, projector or dict(type="MLPProjector"), where=f"{where}.projector",
+                               dim=backbone.hidden_size, out_dim=out_dim)  # fmt: skip
+        self.criteria = nn.ModuleDict()
+        for key, cfg in criteria.items():
+            self.criteria[key] = build(LOSSES, cfg, where=f"{where}.criteria.{key}", dim=out_dim)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Reads step.out.taps -> 'loss_<name>_<criterion>' (weighted) and '<name>/<criterion>'."""
+        views = step.noisy.views
+        if views < 2:
+            raise ValueError(f"model.alignments.{self.name} compares views; set model.flow.views to 2 or more.")
+        tokens = step.out.taps[self.tap]
+        grid = Tokens(tokens.tokens[:, tokens.prefix :], 0, tokens.grid)
+        parts = self.projector(grid).chunk(views)  # each [B, N, C]
+        weight, out = self.weight(step), {}
+        for key, criterion in self.criteria.items():
+            value = torch.stack([criterion(a, b) for a, b in combinations(parts, 2)]).mean()
+            out[f"loss_{self.name}_{key}"], out[f"{self.name}/{key}"] = weight * value, value.detach()
+        return out

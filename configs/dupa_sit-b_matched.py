@@ -1,0 +1,9 @@
+"""DUPA on SiT-B/2 with AHPA's optimiser (lr 2e-4, clip 2.0), for comparisons under one recipe.
+
+Command: python tools/train.py configs/dupa_sit-b_matched.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["dupa_sit-b.py"]
+optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
