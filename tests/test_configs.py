@@ -69,7 +69,8 @@ def test_demo_keeps_the_method_and_trains_two_steps(path):
         model.update_ema()
         assert all(torch.isfinite(value).all() for value in values.values())
     assert int(wrapper.bad_total) == 0
-    expected = {"loss_flow"} | {f"loss_{a}_{c}" for a, x in full["alignments"].items() for c in x["criteria"]}
+    expected = {"loss_flow"} | ({"loss_flow_vlb"} if full["flow_loss"]["type"] == "HybridLoss" else set())
+    expected |= {f"loss_{a}_{c}" for a, x in full["alignments"].items() for c in x["criteria"]}
     assert {name for name in values if name.startswith("loss_")} == expected
     moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
     assert moved == {"backbone", "alignments"} if full["alignments"] else moved == {"backbone"}

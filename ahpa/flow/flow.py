@@ -21,6 +21,8 @@ class Flow:
 
     def __init__(self, *, path: Mapping | Any = None, timesteps: Mapping | Any = None):
         self.path = build(PATHS, dict(type="LinearPath") if path is None else path, where="path")
+        if getattr(self.path, "predicts", "velocity") != "velocity":
+            raise ValueError(f"path: Flow needs a path with a velocity, {type(self.path).__name__} fits DiscreteFlow.")
         timesteps = dict(type="UniformTimesteps") if timesteps is None else timesteps
         self.timesteps = build(TIMESTEPS, timesteps, where="timesteps")
 

@@ -1,3 +1,3 @@
 """Floor 1: flow and pairwise losses, projectors, schedules and the alignment that joins them."""
 
-from . import alignment, flow, pairwise, projectors, schedules  # noqa: F401
+from . import alignment, flow, hybrid, pairwise, projectors, schedules  # noqa: F401
