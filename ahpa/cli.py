@@ -94,7 +94,7 @@ def sample(args) -> int:
     labels = sorted(classes[i % len(classes)] for i in range(args.num))
     images = generator.batches(
         labels, sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_interval=args.cfg_interval,
-        seed=args.seed, batch=args.batch, precision=args.precision)  # fmt: skip
+        cfg_channels=args.cfg_channels, seed=args.seed, batch=args.batch, precision=args.precision)  # fmt: skip
     write_samples(images, labels, out)
     print(f"{args.num} samples: {out}")
     return 0

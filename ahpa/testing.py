@@ -99,8 +99,8 @@ def _check_half(module, run):
 
 
 def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch: int = 2) -> None:
-    """A backbone predicts each stream in its shape, gives the tapped blocks as declared without changing its
-    prediction, trains, and round-trips its state dict."""
+    """A backbone predicts each stream in its shape (the image with `out_channels` if it says so), gives the tapped blocks
+    as declared without changing its prediction, trains, and round-trips its state dict."""
     backbone = build(BACKBONES, backbone, input_size=input_size, in_channels=in_channels)
     with torch.no_grad():  # leave the zeros that transformers start with
         for i, p in enumerate(backbone.parameters()):
@@ -110,7 +110,9 @@ def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch
     backbone.eval()
     bare = backbone(x, t, label)
     for name, part in x.items():
-        assert tuple(bare.pred[name].shape) == tuple(part.shape), f"pred[{name!r}] has not the shape of the input"
+        channels = getattr(backbone, "out_channels", in_channels) if name == "image" else part.shape[1]
+        wanted = (batch, channels, *part.shape[2:])
+        assert tuple(bare.pred[name].shape) == wanted, f"pred[{name!r}] is not {wanted}"
     assert not bare.taps, "taps were returned that nobody asked for"
     asked = frozenset({1, backbone.depth})
     tapped = backbone(x, t, label, taps=asked)

@@ -71,6 +71,7 @@ def test_demo_keeps_the_method_and_trains_two_steps(path):
         assert all(torch.isfinite(value).all() for value in values.values())
     assert int(wrapper.bad_total) == 0
     expected = {"loss_flow"} | {f"loss_flow_{stream}" for stream in full.get("streams", {})}
+    expected |= {"loss_flow_vlb"} if full["flow_loss"]["type"] == "HybridLoss" else set()
     expected |= {
         f"loss_{a}_{c}{item}"
         for a, alignment in full["alignments"].items()

@@ -131,7 +131,9 @@ def test_the_projectors_start_is_never_zero_and_its_gain_is_reduced():
     wide = dict(type="MLPProjector", depth=3, hidden_dim=512)
     linear = {gain: model(alignments=dict(views={**VIEWS, "projector": {**wide, "gain": gain}})).alignments["views"].projector.mlp[2].weight
               for gain in (1.0, 0.25)}  # fmt: skip
-    assert 0.5 < float(linear[0.25].detach().std() / linear[1.0].detach().std()) < 0.95  # 0.05 of noise was added to both
+    assert (
+        0.5 < float(linear[0.25].detach().std() / linear[1.0].detach().std()) < 0.95
+    )  # 0.05 of noise was added to both
 
 
 @pytest.mark.parametrize("changes, word", [

@@ -46,7 +46,7 @@ class DDT(SiT):
                 stop: int | None = None) -> Denoised:  # fmt: skip
         """As SiT's."""
         self._check_input(x, taps)
-        time = self.t_embedder(t)  # [B, D]
+        time = self.t_embedder(self.steps_of(t))  # [B, D]
         h, c, tapped = self.embed(x), time + self.y_embedder(cond), {}
         raw = h  # [B, N, D], the decoder's condition once the encoder has made it
         for number, block in enumerate(self.blocks, start=1):

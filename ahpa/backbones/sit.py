@@ -1,6 +1,6 @@
-"""SiT: the scalable interpolant transformer (arXiv:2401.08740), DiT's architecture with a velocity for its output.
+"""SiT, the scalable interpolant transformer (arXiv:2401.08740), and DiT (arXiv:2212.09748), whose architecture it has.
 
-Must match: the published layout's keys and forward pass (REPA's fork, which predicts `in_channels` and no variance).
+Must match: the published layouts' keys and forward pass (REPA's fork, which predicts `in_channels` and no variance; DiT).
 Sizes of the papers (depth x width x heads): S 12 x 384 x 6, B 12 x 768 x 12, L 24 x 1024 x 16, XL 28 x 1152 x 16.
 """
 
@@ -21,23 +21,27 @@ class SiT(Backbone):
 
     input_size (the latent's side) and in_channels are derived. depth, hidden_size, num_heads, patch_size: the
     architecture; num_classes: labels 0..num_classes-1, and num_classes is the null class; qk_norm: LayerNorm over each
-    head's q and k; gradient_checkpointing: blocks are computed again in the backward pass. ValueError for sizes that do
-    not divide or are not above 0.
+    head's q and k; gradient_checkpointing: blocks are computed again in the backward pass; learn_sigma: the output has
+    twice the channels, the prediction and then v of its variance; time_scale: t is multiplied by it before the sinusoid,
+    and rounded where it is above 1 (a number of steps: whole numbers are embedded). ValueError for sizes that do not
+    divide or are not above 0.
     """
 
     demo = dict(depth=6, hidden_size=192, num_heads=6, patch_size=2, num_classes=10)
 
     def __init__(self, *, input_size: int, in_channels: int, num_classes: int = 1000, depth: int, hidden_size: int,
                  num_heads: int, patch_size: int = 2, mlp_ratio: float = 4.0, qk_norm: bool = False,
-                 gradient_checkpointing: bool = False):  # fmt: skip
+                 gradient_checkpointing: bool = False, learn_sigma: bool = False,
+                 time_scale: float = 1.0):  # fmt: skip
         super().__init__()
         self._check_positive(input_size=input_size, in_channels=in_channels, num_classes=num_classes, depth=depth,
                              hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size,
-                             mlp_ratio=mlp_ratio)  # fmt: skip
+                             mlp_ratio=mlp_ratio, time_scale=time_scale)  # fmt: skip
         self._check_fit(input_size, hidden_size, num_heads, patch_size)
         self.input_size, self.in_channels, self.num_classes = input_size, in_channels, num_classes
         self.depth, self.hidden_size, self.patch_size = depth, hidden_size, patch_size
         self.grid, self.prefix = (input_size // patch_size, input_size // patch_size), 0
+        self.out_channels, self.time_scale = in_channels * (2 if learn_sigma else 1), time_scale
         self.streams = {"image": (in_channels, input_size, input_size)}
         self.gradient_checkpointing = gradient_checkpointing
         self.x_embedder = PatchEmbed(in_channels=in_channels, hidden_size=hidden_size, patch_size=patch_size)
@@ -47,7 +51,7 @@ class SiT(Backbone):
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm) for _ in range(depth)
         )
-        self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
+        self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * self.out_channels)
         self._initialise()
 
     @staticmethod
@@ -84,14 +88,14 @@ class SiT(Backbone):
 
     def forward(self, x: Streams, t: Tensor, cond: Tensor, taps: frozenset[int] = frozenset(),
                 stop: int | None = None) -> Denoised:  # fmt: skip
-        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the velocity (float32) and the taps; after
-        block `stop`, if given, nothing more is computed and there is no velocity.
+        """x {'image': [B, C, h, w]}, t [B] in [0, 1], cond: labels [B] -> the prediction (float32; with
+        learn_sigma [B, 2C, h, w]) and the taps; after block `stop`, if given, nothing more is computed.
 
         ValueError for a latent of another shape than the model was built for, and for a tap that is no block.
         """
         self._check_input(x, taps)
         h = self.embed(x)  # [B, P+N, D]
-        c = self.t_embedder(t) + self.y_embedder(cond)  # [B, D]
+        c = self.t_embedder(self.steps_of(t)) + self.y_embedder(cond)  # [B, D]
         tapped = {}
         for number, block in enumerate(self.blocks, start=1):
             h = self.run(block, h, c)
@@ -114,7 +118,7 @@ class SiT(Backbone):
                 raise ValueError(f"{type(self).__name__}: {name!r} is [B, {', '.join(map(str, shape))}], got {given}.")
         wrong = [tap for tap in taps if not 1 <= tap <= self.depth]
         if wrong:
-            raise ValueError(f"SiT: there is no block {wrong[0]} to tap; blocks are 1..{self.depth}.")
+            raise ValueError(f"{type(self).__name__}: there is no block {wrong[0]} to tap; blocks are 1..{self.depth}.")
 
     def embed(self, x: Streams) -> Tensor:
         """The streams -> tokens [B, P+N, D]."""
@@ -124,8 +128,23 @@ class SiT(Backbone):
         """The last block's tokens and the condition [B, D] -> each stream's prediction, float32."""
         return {"image": self.unpatchify(self.final_layer(h, c)).float()}
 
+    def steps_of(self, t: Tensor) -> Tensor:
+        """t [B] in [0, 1] -> what is embedded."""
+        if self.time_scale == 1:
+            return t
+        scaled = t.float() * self.time_scale
+        return scaled.round() if self.time_scale > 1 else scaled
+
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """[B, h*w, p*p*C] -> [B, C, h*p, w*p]."""
+        """[B, h*w, p*p*C] -> [B, C, h*p, w*p], C the output's channels."""
         (h, w), p = self.grid, self.patch_size
-        x = patches.unflatten(1, (h, w)).unflatten(-1, (p, p, self.in_channels))  # [B, h, w, p, p, C]
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.in_channels, h * p, w * p)
+        x = patches.unflatten(1, (h, w)).unflatten(-1, (p, p, self.out_channels))  # [B, h, w, p, p, C]
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.out_channels, h * p, w * p)
+
+
+@BACKBONES.register_module()
+class DiT(SiT):
+    """DiT: SiT's transformer over 1000 discrete steps, whose output is the noise and its variance (arXiv:2212.09748)."""
+
+    def __init__(self, *, learn_sigma: bool = True, time_scale: float = 1000.0, **options):
+        super().__init__(learn_sigma=learn_sigma, time_scale=time_scale, **options)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
-from ..registry import HOOKS, SAMPLERS, check
+from ..registry import GUIDANCES, HOOKS, SAMPLERS, check
 from . import checkpoint
 from .inference import Generator
 from .pictures import save_grid
@@ -61,25 +61,30 @@ class Checkpoints(Hook):
 class SampleGrids(Hook):
     """Draws a grid with the EMA weights: one row a class, `columns` samples each, always of the same noise.
 
-    sampler, steps, cfg_scale, cfg_interval as in tools/sample.py; rows: how many classes are shown.
+    sampler, steps, cfg_scale, cfg_interval, cfg_channels as in tools/sample.py; rows: how many classes are shown.
     """
 
     priority = "LOW"
     demo = dict(interval=500, rows=10, columns=8, steps=25, cfg_scale=2.5, cfg_interval=(0.0, 1.0))
 
     def __init__(self, *, interval: int = 10_000, rows: int = 8, columns: int = 8, sampler: str | None = None,
-                 steps: int = 50, cfg_scale: float = 4.0, cfg_interval=(0.0, 1.0), seed: int = 0):  # fmt: skip
+                 steps: int = 50, cfg_scale: float = 4.0, cfg_interval=(0.0, 1.0), cfg_channels: int | None = None,
+                 seed: int = 0):  # fmt: skip
         self.interval = check_interval("SampleGrids", interval)
         if sampler is not None:
             check(SAMPLERS, dict(type=sampler), derived=("velocity", "x", "steps", "path", "noise"))
+        GUIDANCES.get("classifier-free")(None, None, None, cfg_scale, cfg_interval, cfg_channels)  # raises for mistakes
         self.rows, self.columns = rows, columns
-        self.options = dict(sampler=sampler, steps=steps, cfg_scale=cfg_scale, cfg_interval=tuple(cfg_interval))
+        self.options = dict(sampler=sampler, steps=steps, cfg_scale=cfg_scale, cfg_interval=tuple(cfg_interval),
+                            cfg_channels=cfg_channels)  # fmt: skip
         self.seed = seed
 
     def guidance(self) -> str:
         """The options of tools/sample.py that guide as these grids are guided."""
         low, high = self.options["cfg_interval"]
-        return f" --cfg-scale {self.options['cfg_scale']} --cfg-interval {low} {high}"
+        channels = self.options["cfg_channels"]
+        only = "" if channels is None else f" --cfg-channels {channels}"
+        return f" --cfg-scale {self.options['cfg_scale']} --cfg-interval {low} {high}{only}"
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if due(runner, self.interval) and runner.rank == 0:

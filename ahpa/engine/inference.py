@@ -82,11 +82,12 @@ class Generator:
 
     @torch.no_grad()
     def batches(self, labels: Sequence, *, sampler: str | None = None, steps: int = 250, cfg_scale: float = 1.0,
-                cfg_interval=(0.0, 1.0), seed: int = 0, batch: int = 64, precision: str = "fp32",
-                first: int = 0) -> Iterator[Tensor]:  # fmt: skip
-        """Yields uint8 [b, 3, H, W] in order. sampler: one that fits the flow ('euler', 'heun', 'sde' for a velocity),
-        with `steps`; cfg_scale: guidance, 1 is none, applied for t inside cfg_interval; `first`: the index of the first
-        sample (for splitting a set)."""
+                cfg_interval=(0.0, 1.0), cfg_channels: int | None = None, seed: int = 0, batch: int = 64,
+                precision: str = "fp32", first: int = 0) -> Iterator[Tensor]:  # fmt: skip
+        """Yields uint8 [b, 3, H, W] in order. sampler: one that fits the flow ('euler', 'heun', 'sde' for a velocity,
+        'ddpm', 'ddim' for a discrete flow), with `steps`; cfg_scale: guidance, 1 is none, applied for t inside
+        cfg_interval to the latent's first cfg_channels (all by default); `first`: the index of the first sample (for
+        splitting a set)."""
         device, dtype = next(self.backbone.parameters()).device, DTYPES[check_precision(precision)]
         draw, guided = self.sampler(sampler), GUIDANCES.get("classifier-free")
         for begin in range(0, len(labels), batch):
@@ -94,7 +95,7 @@ class Generator:
             noise = Noise(seed, range(first + begin, first + begin + len(part)))
             start = {name: noise.draw(shape, device) for name, shape in self.backbone.streams.items()}
             cond, null = self.conditioner.encode(part, device), self.conditioner.null(len(part), device)
-            velocity = guided(self.velocity, cond, null, cfg_scale, tuple(cfg_interval))
+            velocity = guided(self.velocity, cond, null, cfg_scale, tuple(cfg_interval), cfg_channels)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 latent = draw(velocity, start, steps=steps, path=self.flow.path, noise=noise)["image"]
             images = self.tokenizer.decode(latent.float())

@@ -25,6 +25,8 @@ class Flow:
         if not isinstance(views, int) or views < 1:
             raise ValueError(f"views: must be a whole number of at least 1, got {views!r}.")
         self.views = views
+        if getattr(self.path, "predicts", "velocity") != "velocity":
+            raise ValueError(f"path: Flow needs a path with a velocity, {type(self.path).__name__} fits DiscreteFlow.")
         timesteps = dict(type="UniformTimesteps") if timesteps is None else timesteps
         self.timesteps = build(TIMESTEPS, timesteps, where="timesteps")
 

@@ -22,7 +22,12 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 class Path:
-    """Base: a path says alpha, sigma and their derivatives; the rest follows. All take t [B] or 0-d."""
+    """Base: a path says alpha, sigma and their derivatives; the rest follows. All take t [B] or 0-d.
+
+    `predicts`: what the second value of `mix` is, 'velocity' or 'noise'.
+    """
+
+    predicts = "velocity"
 
     def alpha(self, t: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define alpha(t)")

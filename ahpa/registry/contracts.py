@@ -39,8 +39,8 @@ class Denoised(NamedTuple):
 
 
 class Noisy(NamedTuple):
-    """A noised batch: `x` at time `t` [B] in [0, 1], from `data` and `noise`; `target` is what to predict (v).
-    With several `views` of each image, B counts them all: the whole batch once, then once more ..."""
+    """A noised batch: `x` at time `t` [B] in [0, 1], from `data` and `noise`; `target` is what to predict (v, or eps on a
+    discrete path). With several `views` of each image, B counts them all: the whole batch once, then once more ..."""
 
     x: Streams
     t: Tensor
@@ -148,7 +148,8 @@ class Autoencoder(HoldsFrozen, nn.Module):
 
 class Backbone(nn.Module):
     """A diffusion transformer. Attributes: `depth`, `hidden_size` D, `grid` (h, w), `prefix` P (0 if none), `streams`
-    {stream: shape of one sample}, what sampling starts from."""
+    {stream: shape of one sample}, what sampling starts from. `out_channels` of the image's prediction may exceed its C:
+    what follows the first C is a learned variance's."""
 
     depth: int
     hidden_size: int

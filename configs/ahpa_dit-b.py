@@ -1,0 +1,22 @@
+"""AHPA (MLP router over G3 | G4 of the SD encoder) on block 3 of DiT-B/2, with the recipe of ahpa_sit-b.py.
+
+Command: python tools/train.py configs/ahpa_dit-b.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table.
+"""
+
+_base_ = ["dit-b.py"]
+model = dict(
+    priors=dict(vae=dict(type="VAETaps")),
+    alignments=dict(
+        main=dict(
+            tap=3,
+            source="vae",
+            router=dict(type="MLPRouter", groups="4/4", resize="bilinear", depth=4, hidden_dim=256),
+            projector=dict(type="ConvProjector", layers=1, kernel=3),
+            criteria=dict(cosine=dict(type="CosineLoss")),
+            weight=1.0,
+        )
+    ),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
