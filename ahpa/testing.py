@@ -106,7 +106,7 @@ def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch
         for i, p in enumerate(backbone.parameters()):
             p.add_(0.02 * _random(*p.shape, seed=i))
     x = {"image": _random(batch, in_channels, input_size, input_size)}
-    t, label = torch.linspace(0.2, 0.8, batch), torch.zeros(batch, dtype=torch.long)
+    t, label = torch.linspace(0.2, 0.8, batch), backbone.blank_cond(batch, "cpu")
     backbone.eval()
     bare = backbone(x, t, label)
     assert tuple(bare.pred["image"].shape) == tuple(x["image"].shape), "pred['image'] has not the shape of the input"

@@ -1,3 +1,3 @@
-"""Floor 1: the diffusion transformers and what conditions them."""
+"""Floor 1: the diffusion transformers and what conditions them: class labels, or text by a frozen encoder."""
 
-from . import conditioning, sit  # noqa: F401
+from . import clip, conditioning, mmdit, sit, text, words  # noqa: F401
