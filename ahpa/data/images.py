@@ -173,9 +173,7 @@ class ImageFolder(PictureFiles):
         loose = [name for name in names if "/" not in name]
         if not names or len(loose) == len(names):
             what = f"{len(loose)} pictures but no class folders" if loose else "no pictures"
-            raise UserError(
-                f"{place} holds {what}; <class>/<picture> is expected ({', '.join(EXTENSIONS)}). {HINT}"
-            )
+            raise UserError(f"{place} holds {what}; <class>/<picture> is expected ({', '.join(EXTENSIONS)}). {HINT}")
         super().__init__(root=place, names=[name for name in names if "/" in name], max_bad_share=max_bad_share)
         self.classes = tuple(sorted({name.split("/")[0] for name in self.names}))
         number = {name: i for i, name in enumerate(self.classes)}

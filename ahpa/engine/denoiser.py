@@ -128,8 +128,9 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         return self.loss(batch)
 
     def loss(self, batch: Mapping) -> dict[str, Tensor]:
-        """batch: image uint8 [B, 3, H, W] (or `latent` {mean, std} [B, C, h, w] with `features`), label [B]
-        or caption (B strings), `noise_seed`, which alone determines t, noise and dropout -> {'loss_*': scalar, diagnostic: scalar}."""
+        """batch: image uint8 [B, 3, H, W] (or `latent` {mean, std} [B, C, h, w] with `features`), label [B] or caption
+        (B strings), `noise_seed`, which alone determines t, noise and dropout -> {'loss_*': scalar, diagnostic: scalar}.
+        """
         step = self.begin(batch)
         data = self.encode(step)  # {'image': [B, C, h, w]}
         step.noisy = self.flow.sample(data, step.generator)
