@@ -42,7 +42,9 @@ def reference(w, x, t, cond, *, depth, heads, dim, patch=2):
     modality, without joining the sequences -> (velocity, image tokens after each block)."""
     linear = lambda name, x: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
     side = x.shape[-1] // patch
-    cells = [x[:, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch] for r in range(side) for c in range(side)]
+    cells = [
+        x[:, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch] for r in range(side) for c in range(side)
+    ]
     kernel = w["x_embedder.proj.weight"].flatten(1)
     image = torch.stack([cell.flatten(1) @ kernel.T + w["x_embedder.proj.bias"] for cell in cells], 1)
     image, text = image + positions(dim, side), linear("context_embedder", cond.tokens)
@@ -58,26 +60,23 @@ def reference(w, x, t, cond, *, depth, heads, dim, patch=2):
         for kind, name in half.items():
             mods[kind] = linear(f"{name}.adaLN_modulation.1", F.silu(c))[:, None].split(dim, -1)
             packed = linear(f"{name}.attn.qkv", norm(tokens[kind]) * (1 + mods[kind][1]) + mods[kind][0])
-            q[kind], k[kind], v[kind] = packed.split(dim, -1)
+            q[kind], k[kind], v[kind] = (part.unflatten(-1, (heads, width)) for part in packed.split(dim, -1))
+            for which, part in (("q", q), ("k", k)):
+                if f"{name}.attn.{which}_norm.weight" in w:  # over one head's channels
+                    gain, bias = (w[f"{name}.attn.{which}_norm.{n}"] for n in ("weight", "bias"))
+                    part[kind] = norm(part[kind], 1e-5) * gain + bias
         last = i == depth - 1
         assert len(mods["text"]) == (2 if last else 6) and len(mods["image"]) == 6
         for kind, name in half.items():
             if last and kind == "text":
                 continue
-            out = torch.zeros_like(q[kind])
+            out = torch.zeros_like(q[kind])  # [B, tokens, H, D/H]
             for head in range(heads):
-                part = slice(head * width, (head + 1) * width)
-
-                def own(z, which, of, part=part, i=i):
-                    z = z[of][..., part]
-                    place = f"{half[of]}.attn.{which}_norm"
-                    if f"{place}.weight" in w:
-                        z = norm(z, 1e-5) * w[f"{place}.weight"] + w[f"{place}.bias"]
-                    return z
-
-                parts = {of: (own(q, "q", kind) @ own(k, "k", of).mT / math.sqrt(width)).exp() for of in half}
+                own = q[kind][:, :, head] / math.sqrt(width)
+                parts = {of: (own @ k[of][:, :, head].mT).exp() for of in half}
                 total = sum(part.sum(-1, keepdim=True) for part in parts.values())  # one softmax over both
-                out[..., part] = sum(parts[of] @ v[of][..., part] / total for of in half)
+                out[:, :, head] = sum(parts[of] @ v[of][:, :, head] / total for of in half)
+            out = out.flatten(2)
             _, _, gate, shift, scale, gate_mlp = mods[kind]
             h = tokens[kind] + gate * linear(f"{name}.attn.proj", out)
             inner = linear(f"{name}.mlp.fc1", norm(h) * (1 + scale) + shift)

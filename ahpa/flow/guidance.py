@@ -36,8 +36,8 @@ def guided(velocity_of: Callable, cond, null, scale: float, interval=(0.0, 1.0))
     """v_u + scale (v_c - v_u) for interval[0] <= t <= interval[1], the conditional v_c elsewhere.
 
     velocity_of(x: Streams, t [B], cond) -> Streams; cond, null: of B samples each, see `joined`. Returns
-    velocity(x, t: 0-d). Inside the interval both branches are one call of 2B; with scale 1, or outside, the null branch is not computed. ValueError
-    for an interval that is not in [0, 1] and for a scale that is negative or not finite.
+    velocity(x, t: 0-d). Inside the interval both branches are one call of 2B; with scale 1, or outside, the null branch
+    is not computed. ValueError for an interval that is not in [0, 1] and for a scale that is negative or not finite.
     """
     low, high = _bounds(interval)
     if not (math.isfinite(scale) and scale >= 0):
