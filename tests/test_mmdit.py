@@ -62,9 +62,9 @@ def reference(w, x, t, cond, *, depth, heads, dim, patch=2):
             packed = linear(f"{name}.attn.qkv", norm(tokens[kind]) * (1 + mods[kind][1]) + mods[kind][0])
             q[kind], k[kind], v[kind] = (part.unflatten(-1, (heads, width)) for part in packed.split(dim, -1))
             for which, part in (("q", q), ("k", k)):
-                if f"{name}.attn.{which}_norm.weight" in w:  # over one head's channels
-                    gain, bias = (w[f"{name}.attn.{which}_norm.{n}"] for n in ("weight", "bias"))
-                    part[kind] = norm(part[kind], 1e-5) * gain + bias
+                if f"{name}.attn.ln_{which}.weight" in w:  # over one head's channels
+                    gain, bias = (w[f"{name}.attn.ln_{which}.{n}"] for n in ("weight", "bias"))
+                    part[kind] = norm(part[kind]) * gain + bias
         last = i == depth - 1
         assert len(mods["text"]) == (2 if last else 6) and len(mods["image"]) == 6
         for kind, name in half.items():
@@ -194,6 +194,15 @@ def test_starts_at_zero_and_as_the_identity():
         weight, limit = w[f"{name}.weight"], math.sqrt(6 / fans)
         assert weight.abs().max() <= limit and weight.std() == pytest.approx(limit / math.sqrt(3), rel=0.07)
     assert all((value == 0).all() for name, value in w.items() if name.endswith("bias") or "adaLN" in name)
+
+
+def test_without_adaln_zero_the_start_is_pytorchs():
+    """As REPA's text-to-image code: no weight is set, so that the first prediction is not zero."""
+    torch.manual_seed(0)
+    model, (x, t, cond) = build(BACKBONES, {**TINY, "adaln_zero": False}, **SIZES), inputs()
+    assert model(x, t, cond).pred["image"].abs().mean() > 0.01
+    weight = model.joint_blocks[0].x_block.adaLN_modulation[1].weight  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
+    assert float(weight.detach().std()) == pytest.approx(1 / math.sqrt(3 * 48), rel=0.03)
 
 
 def test_gradient_checkpointing_changes_nothing():

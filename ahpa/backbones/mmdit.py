@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..registry import BACKBONES
 from ..registry.contracts import Backbone, Denoised, Streams, TextCond, Tokens
-from .layers import FinalLayer, Mlp, PatchEmbed, TimestepEmbedder, modulate, sincos_2d
+from .layers import NORM_EPS, FinalLayer, Mlp, PatchEmbed, TimestepEmbedder, modulate, sincos_2d
 
 INIT_STD = 0.02  # of the time MLP and the pooled text's, as in DiT
 BLANK_TOKENS = 77  # of the condition that costs are counted with: CLIP's context length
@@ -22,21 +22,21 @@ BLANK_TOKENS = 77  # of the condition that costs are counted with: CLIP's contex
 
 class HalfAttention(nn.Module):
     """One modality's share of a joint attention: its packed q, k, v and, unless `pre_only`, its output projection.
-    qk_norm: LayerNorm over each head's q and k (no q_norm where pre_only: that q is not used)."""
+    qk_norm: LayerNorm over each head's q and k (no ln_q where pre_only: that q is not used)."""
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, pre_only: bool):
         super().__init__()
         self.num_heads, head = num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.LayerNorm(head) if qk_norm and not pre_only else nn.Identity()
-        self.k_norm = nn.LayerNorm(head) if qk_norm else nn.Identity()
+        self.ln_q = nn.LayerNorm(head, eps=NORM_EPS) if qk_norm and not pre_only else nn.Identity()
+        self.ln_k = nn.LayerNorm(head, eps=NORM_EPS) if qk_norm else nn.Identity()
         if not pre_only:
             self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, tokens, D] -> q, k, v, each [B, H, tokens, D/H]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
+        return self.ln_q(q).to(v.dtype), self.ln_k(k).to(v.dtype), v
 
 
 class HalfBlock(nn.Module):
@@ -104,15 +104,17 @@ class MMDiT(Backbone):
 
     input_size (the latent's side) and in_channels are derived. depth, hidden_size, num_heads, patch_size, mlp_ratio: the
     architecture, by default REPA's; text_dim: width of the encoder's tokens; pooled_dim: width of a pooled text that is
-    added to the time embedding, None for none; qk_norm: LayerNorm over each head's q and k; gradient_checkpointing:
-    blocks are computed again in the backward pass. ValueError for sizes that do not divide or are not above 0.
+    added to the time embedding, None for none; qk_norm: LayerNorm over each head's q and k; adaln_zero: the weights start
+    as SiT's do (REPA's text-to-image code leaves PyTorch's defaults: False); gradient_checkpointing: blocks are computed
+    again in the backward pass. ValueError for sizes that do not divide or are not above 0.
     """
 
     demo = dict(depth=6, hidden_size=192, num_heads=6, patch_size=2, text_dim=768)
 
     def __init__(self, *, input_size: int, in_channels: int, depth: int = 24, hidden_size: int = 768,
                  num_heads: int = 24, patch_size: int = 2, mlp_ratio: float = 4.0, text_dim: int = 768,
-                 pooled_dim: int | None = None, qk_norm: bool = False, gradient_checkpointing: bool = False):  # fmt: skip
+                 pooled_dim: int | None = None, qk_norm: bool = False, adaln_zero: bool = True,
+                 gradient_checkpointing: bool = False):  # fmt: skip
         super().__init__()
         self._check(input_size=input_size, in_channels=in_channels, depth=depth, hidden_size=hidden_size,
                     num_heads=num_heads, patch_size=patch_size, mlp_ratio=mlp_ratio, text_dim=text_dim,
@@ -132,7 +134,8 @@ class MMDiT(Backbone):
             for number in range(1, depth + 1)
         )
         self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
-        self._initialise()
+        if adaln_zero:
+            self._initialise()
 
     @property
     def blocks(self) -> nn.ModuleList:
