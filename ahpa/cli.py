@@ -16,7 +16,7 @@ def training_config(args):
     """The checked config of tools/train.py's arguments. Raises ConfigError before data or weights are touched."""
     cfg = configs.load(args.config)
     if args.data:
-        cfg["train_dataloader"]["dataset"] = image_folder(cfg, args.data)
+        cfg["train_dataloader"]["dataset"] = data_set(cfg, args.data)
     if args.demo:
         configs.check_keys(cfg)
         demo.overlay(cfg, keep_data=bool(args.data))
@@ -35,10 +35,14 @@ def training_config(args):
     return cfg
 
 
-def image_folder(cfg, root):
-    """The config's data set with another root, or an ImageFolder with the resolution of the model."""
-    return dict(type="ImageFolder", root=root, resolution=cfg["model"].get("resolution", 256),
-                flip=cfg["train_dataloader"]["dataset"].get("flip", False))  # fmt: skip
+def data_set(cfg, root):
+    """What --data names, with the resolution of the model: an ImageFolder, or COCO's 2014 training set where the config
+    has captions of COCO."""
+    own, resolution = cfg["train_dataloader"]["dataset"], cfg["model"].get("resolution", 256)
+    if own.get("type") == "CocoCaptions":
+        places = dict(images=f"{root}/train2014", annotations=f"{root}/annotations/captions_train2014.json")
+        return {**own, **places, "resolution": resolution}
+    return dict(type="ImageFolder", root=root, resolution=resolution, flip=own.get("flip", False))
 
 
 def train(cfg, *, resume: bool, fit_classes: bool = False) -> int:
@@ -59,6 +63,8 @@ def train(cfg, *, resume: bool, fit_classes: bool = False) -> int:
 
 def describe(dataset) -> str:
     names = getattr(dataset, "classes", ())
+    if not names:
+        return f"{len(dataset)} images"
     return (
         f"{len(dataset)} images, {len(names)} classes ({', '.join(map(str, names[:10]))}{', ...' * (len(names) > 10)})"
     )
@@ -90,26 +96,41 @@ def sample(args) -> int:
     vae = dict(type="KLAutoencoder", source="bundled" if args.demo else args.vae) if args.demo or args.vae else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = Generator.load(args.checkpoint, vae=vae, device=device, weights=args.weights)
-    classes = args.classes or generator.conditioner.all()
-    labels = sorted(classes[i % len(classes)] for i in range(args.num))
+    wanted = wanted_conditions(args, generator.conditioner)
     images = generator.batches(
-        labels, sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_interval=args.cfg_interval,
+        wanted, sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_interval=args.cfg_interval,
         cfg_channels=args.cfg_channels, seed=args.seed, batch=args.batch, precision=args.precision)  # fmt: skip
-    write_samples(images, labels, out)
+    write_samples(images, wanted, out)
     print(f"{args.num} samples: {out}")
     return 0
 
 
-def write_samples(images, labels, out: Path) -> None:
-    """Batches of uint8 [b, 3, H, W] to a grid (.png; a row a class where that fits), an .npz, or a folder of PNGs."""
+def wanted_conditions(args, conditioner) -> list:
+    """For each sample its class or prompt: those asked for, or the conditioner's own, in turn, then put together.
+    UserError for classes where the model takes prompts, and the other way round."""
+    for option in ("classes", "prompts"):
+        if getattr(args, option) and option != conditioner.takes:
+            raise UserError(f"--{option}: this checkpoint takes {conditioner.takes}; give --{conditioner.takes}, or "
+                            "neither for its own.")  # fmt: skip
+    kinds = args.classes or args.prompts or conditioner.all()
+    used = [kinds[i % len(kinds)] for i in range(args.num)]
+    return sorted(used, key=kinds.index) if conditioner.takes == "prompts" else sorted(used)
+
+
+def write_samples(images, wanted, out: Path) -> None:
+    """Batches of uint8 [b, 3, H, W] to a grid (.png; a row a condition where that fits), an .npz, or a folder of PNGs.
+    wanted: each sample's class, or prompt: then files number the prompts and hold their list."""
     from .engine.pictures import save_grid, save_npz, save_pngs
 
-    kinds = len(set(labels))
+    kinds = list(dict.fromkeys(wanted))
+    prompts = kinds if isinstance(kinds[0], str) else None
+    labels = [kinds.index(prompt) for prompt in wanted] if prompts else wanted
     if out.suffix == ".npz":
-        save_npz(list(images), labels, out)
+        save_npz(list(images), labels, out, prompts=prompts)
     elif out.suffix == ".png":
-        per_class = len(labels) // kinds if len(labels) % kinds == 0 else 0
-        columns = per_class if 2 <= per_class <= 16 else max(1, round(math.sqrt(len(labels))))
-        save_grid(torch.cat(list(images)), out, columns=columns)
+        per_kind = len(labels) // len(kinds) if len(labels) % len(kinds) == 0 else 0
+        rows = 2 <= per_kind <= 16 or (prompts and per_kind == 1)
+        columns = per_kind if rows else max(1, round(math.sqrt(len(labels))))
+        save_grid(torch.cat(list(images)), out, columns=columns, captions=prompts if rows else None)
     else:
-        save_pngs(images, labels, out)
+        save_pngs(images, labels, out, prompts=prompts)

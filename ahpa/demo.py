@@ -5,6 +5,7 @@ autoencoder's points to the bundled one). What is left is the resolution, the da
 which keep their share of the depth.
 """
 
+import copy
 from collections.abc import Mapping
 
 from .registry import (
@@ -19,13 +20,14 @@ from .registry import (
     PRIORS,
     PROJECTORS,
     ROUTERS,
+    TEXT_ENCODERS,
     plugins,
 )
 
 RESOLUTION = 64
 ITERATIONS, BATCH, LEARNING_RATE, EMA, LOG_INTERVAL = 1000, 32, 2e-3, 0.995, 50
 COMPONENTS = (AUTOENCODERS, BACKBONES, PRIORS, ROUTERS, PROJECTORS, LOSSES, FLOWS, FLOW_LOSSES, CONDITIONERS,
-              ALIGNMENTS, HOOKS)  # fmt: skip
+              TEXT_ENCODERS, ALIGNMENTS, HOOKS)  # fmt: skip
 
 
 def _component(name):
@@ -45,7 +47,7 @@ def shrink(cfg) -> None:
         shrink(value)
     if isinstance(cfg.get("type"), str):
         for key, value in getattr(_component(cfg["type"]), "demo", {}).items():
-            cfg[key] = value
+            cfg[key] = copy.deepcopy(value)
 
 
 def move_blocks(cfg, depth: int, share: float) -> None:

@@ -106,7 +106,7 @@ def check_backbone(backbone, *, input_size: int = 8, in_channels: int = 4, batch
         for i, p in enumerate(backbone.parameters()):
             p.add_(0.02 * _random(*p.shape, seed=i))
     x = {name: _random(batch, *shape) for name, shape in backbone.streams.items()}
-    t, label = torch.linspace(0.2, 0.8, batch), torch.zeros(batch, dtype=torch.long)
+    t, label = torch.linspace(0.2, 0.8, batch), backbone.blank_cond(batch, "cpu")
     backbone.eval()
     bare = backbone(x, t, label)
     for name, part in x.items():

@@ -13,7 +13,7 @@ def _float(dataset, indices):
 
 def test_item_has_the_promised_fields():
     item = ShapesDataset(length=30)[12]
-    assert set(item) == {"image", "label", "index"}
+    assert set(item) == {"image", "label", "caption", "index"}
     assert item["image"].shape == (3, 64, 64) and item["image"].dtype == torch.uint8
     assert (item["label"], item["index"]) == (2, 12)
 

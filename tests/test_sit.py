@@ -230,7 +230,7 @@ def test_a_latent_of_another_shape(shape):
 
 
 def labels(dropout, seed, count=20_000):
-    conditioner = build(CONDITIONERS, dict(type="ClassLabels", dropout=dropout), num_classes=10)
+    conditioner = build(CONDITIONERS, dict(type="ClassLabels", dropout=dropout), backbone=tiny())
     label = torch.arange(count) % 10
     return conditioner(Step(batch={"label": label}, generator=torch.Generator().manual_seed(seed))), label
 
@@ -244,7 +244,7 @@ def test_label_dropout():
 
 
 def test_labels_out_of_range_are_refused():
-    conditioner = build(CONDITIONERS, dict(type="ClassLabels"), num_classes=10)
+    conditioner = build(CONDITIONERS, dict(type="ClassLabels"), backbone=tiny())
     for wrong in (-1, 10):
         with pytest.raises(ValueError, match=r"0\.\.9"):
             conditioner(Step(batch={"label": torch.tensor([1, wrong])}))

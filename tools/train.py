@@ -13,7 +13,7 @@ def parse(arguments=None) -> argparse.Namespace:
     add = parser.add_argument
     add("config", help="a file of configs/, or the config.json of a run")
     add("--demo", action="store_true", help="small backbone, drawn images, bundled autoencoder; the method stays")
-    add("--data", metavar="DIR", help="class folders or a zip of them, instead of the config's data set")
+    add("--data", metavar="DIR", help="class folders or a zip of them, or COCO's folder for captions")
     add("--vae", metavar="ID_OR_PATH", help="autoencoder: a diffusers folder, a single file, a hub id, or 'bundled'")
     add("--work-dir", help="where everything is written; default work_dirs/<config's name>")
     add("--max-iters", type=int, metavar="N", help="optimiser steps")

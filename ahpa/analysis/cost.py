@@ -13,25 +13,25 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def attention_macs(model) -> int:
-    """Multiply-accumulates of one image's attention products: 2 N^2 D a block."""
-    backbone = model.backbone
-    tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
-    return 2 * backbone.depth * tokens * tokens * backbone.hidden_size
-
-
-def backbone_macs(backbone) -> int:
-    """Multiply-accumulates of one image's forward pass, attention's products included; counted without computing."""
+def forward_macs(backbone) -> tuple[int, int]:
+    """Multiply-accumulates of one image's forward pass, counted without computing -> (all, those of attention's two
+    products, the only products of batches of matrices: 2 N^2 D a block)."""
     import copy
 
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     shadow = copy.deepcopy(backbone).to("meta")
     x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
-    t, label = torch.zeros(1, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    t, cond = torch.zeros(1, device="meta"), shadow.blank_cond(1, "meta")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        shadow(x, t, label)
-    return counter.get_total_flops() // 2
+        shadow(x, t, cond)
+    products = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0)
+    return counter.get_total_flops() // 2, products // 2
+
+
+def backbone_macs(backbone) -> int:
+    """Multiply-accumulates of one image's forward pass, attention's products included."""
+    return forward_macs(backbone)[0]
 
 
 def parameter_counts(model) -> dict[str, int]:
@@ -55,8 +55,8 @@ def human(number: int) -> str:
 def cost_report(model, *, short: bool = False) -> str:
     """Parameters (of the backbone, the router, the projector) and forward GMACs, one line or several."""
     parts = {name: human(value) for name, value in parameter_counts(model).items()}
-    both = backbone_macs(model.backbone) / 1e9
-    bare = both - attention_macs(model) / 1e9
+    total, products = forward_macs(model.backbone)
+    both, bare = total / 1e9, (total - products) / 1e9
     if short:
         shown = ", ".join(f"{name} {value}" for name, value in parts.items())
         return f"{shown} parameters; backbone forward {both:.4g} GMAC an image ({bare:.4g} without attention products)"

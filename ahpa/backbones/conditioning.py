@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import CONDITIONERS, UserError
-from ..registry.contracts import Step
+from ..registry.contracts import Conditioner, Step
 
 
 @CONDITIONERS.register_module()
-class ClassLabels(nn.Module):
+class ClassLabels(Conditioner):
     """Labels, replaced by the null class (number `num_classes`) with probability `dropout` in training (0.1: DiT).
 
-    The draw comes from the step's generator, once and before the backbone, so that a teacher shares it.
+    The draw comes from the step's generator, once and before the backbone, so that a teacher shares it. ValueError for
+    a backbone without classes.
     """
 
-    def __init__(self, *, num_classes: int, dropout: float = 0.1):
+    takes = "classes"
+
+    def __init__(self, *, backbone, dropout: float = 0.1):
         super().__init__()
+        num_classes = getattr(backbone, "num_classes", None)
+        if num_classes is None:
+            raise ValueError(f"ClassLabels: a {type(backbone).__name__} takes no class labels; use TextConditioner.")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout: must be in [0, 1], got {dropout}.")
         self.num_classes, self.dropout = num_classes, dropout
@@ -47,7 +53,11 @@ class ClassLabels(nn.Module):
 
     def encode(self, labels: Sequence[int], device) -> Tensor:
         """The conditions of samples, [B] long. UserError for a number that is no class."""
-        wrong = [label for label in labels if not 0 <= label < self.num_classes]
+        wrong = [label for label in labels if isinstance(label, str) or not 0 <= label < self.num_classes]
         if wrong:
-            raise UserError(f"classes: {wrong[0]} is not in 0..{self.num_classes - 1}.")
+            raise UserError(f"classes: {wrong[0]!r} is not in 0..{self.num_classes - 1}.")
         return torch.tensor(labels, dtype=torch.long, device=device)
+
+    def example(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random labels."""
+        return {"label": torch.randint(0, self.num_classes, (count,), generator=generator)}

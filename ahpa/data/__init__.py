@@ -1,3 +1,3 @@
 """Floor 1: datasets and the sampler with a cursor."""
 
-from . import images, sampler, shapes  # noqa: F401
+from . import coco, images, sampler, shapes  # noqa: F401

@@ -10,6 +10,7 @@ Conventions: the picture spans [-1, 1] in both axes, y points down; H = W = reso
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ CLASSES = ("star", "heart", "ring", "moon", "cross", "flower", "fish", "tree", "
 # Centre of each class's hue range on the colour wheel (0 red, 1/3 green, 2/3 blue); the range is +-HUE_SPREAD.
 HUES = dict(zip(CLASSES, (0.14, 0.96, 0.65, 0.75, 0.45, 0.86, 0.55, 0.33, 0.07, 0.01), strict=True))
 HUE_SPREAD = 0.05
+# Names of hues for captions, each up to the hue that is given; red goes round the wheel's end.
+COLOURS = (("red", 0.04), ("orange", 0.11), ("yellow", 0.2), ("green", 0.42), ("teal", 0.54), ("blue", 0.7),
+           ("purple", 0.83), ("pink", 0.95), ("red", 1.0))  # fmt: skip
 OUTLINE = 0.05  # width of the dark or light line around an object, as a share of half the picture
 FLIP_SALT = 0x5EED  # keeps the flip coins apart from the pictures' own random streams
 NOTHING = np.float32(9.0)  # a distance outside of every picture: no inner part
@@ -171,13 +175,42 @@ def _cover(distance, resolution):
     return np.clip(0.5 - distance * (resolution / 2), 0, 1)[..., None]
 
 
-def _place(rng, resolution):
-    """A random frame near the centre: (its coordinates (x, y), each [H, W]; its scale)."""
+class Facts(NamedTuple):
+    """What is drawn before any pixel: the object's frame and colours. `near`, `far`: how grey colours are, in [0, 1)."""
+
+    scale: np.float32
+    angle: float
+    centre: np.ndarray  # [2], float32
+    hue: float
+    ground_hue: float
+    near: float
+    far: float
+    light: bool  # a light ground with a deep object, or a dark ground with a bright one
+
+
+def _facts(label, rng):
+    """The first numbers of a picture's stream."""
+    if not 0 <= label < len(CLASSES):
+        raise ValueError(f"draw: label must be in 0..{len(CLASSES) - 1}, got {label!r}")
     scale, angle = np.float32(rng.uniform(0.68, 0.82)), rng.uniform(-0.25, 0.25)
-    centre_x, centre_y = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
-    cos, sin = np.float32(np.cos(angle)) / scale, np.float32(np.sin(angle)) / scale
-    x, y = _grid(resolution)[0] - centre_x, _grid(resolution)[1] - centre_y
-    return (x * cos + y * sin, y * cos - x * sin), scale
+    centre = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
+    hue, ground_hue, near, far = HUES[CLASSES[label]] + rng.uniform(-HUE_SPREAD, HUE_SPREAD), *rng.random(3)
+    return Facts(scale, angle, centre, hue, ground_hue, near, far, light=bool(rng.integers(2)))
+
+
+def _frame(facts, resolution):
+    """The object's own coordinates (x, y), each [H, W]."""
+    cos, sin = (np.float32(part) / facts.scale for part in (np.cos(facts.angle), np.sin(facts.angle)))
+    x, y = _grid(resolution)[0] - facts.centre[0], _grid(resolution)[1] - facts.centre[1]
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def caption(label: int, rng: np.random.Generator) -> str:
+    """What the picture that `draw` makes of the same label and a like stream shows: 'a yellow star on a dark ground'."""
+    facts = _facts(label, rng)
+    colour = next(name for name, end in COLOURS if facts.hue % 1 < end)
+    article = "an" if colour[0] in "aeiou" else "a"
+    return f"{article} {colour} {CLASSES[label]} on a {'light' if facts.light else 'dark'} ground"
 
 
 def draw(label: int, rng: np.random.Generator, resolution: int) -> np.ndarray:
@@ -185,19 +218,16 @@ def draw(label: int, rng: np.random.Generator, resolution: int) -> np.ndarray:
 
     How many numbers it takes from `rng` does not depend on `resolution`: one stream gives one picture at any size.
     """
-    if not 0 <= label < len(CLASSES):
-        raise ValueError(f"draw: label must be in 0..{len(CLASSES) - 1}, got {label!r}")
-    name = CLASSES[label]
-    frame, scale = _place(rng, resolution)
-    hue, ground_hue, near, far = HUES[name] + rng.uniform(-HUE_SPREAD, HUE_SPREAD), *rng.random(3)
-    light = bool(rng.integers(2))  # a light ground with a deep object, or a dark ground with a bright one
+    facts = _facts(label, rng)
+    hue, ground_hue, near, far, light = facts[3:]
     ground_value, object_value = (0.95, 0.75) if light else (0.3, 1.0)
     image = _paint(rng, resolution, _rgb(ground_hue, 0.1 + 0.35 * near, ground_value),
                    _rgb(ground_hue + 0.15 * (far - 0.5), 0.1 + 0.3 * far, ground_value - 0.22))  # fmt: skip
     surface = _paint(rng, resolution, _rgb(hue, 0.95 - 0.2 * near, object_value),
                      _rgb(hue, 0.8 - 0.2 * far, object_value - 0.25))  # fmt: skip
     outline, inner = ((0.6, 0.2), (0.25, 1.0)) if light else ((0.1, 1.0), (0.6, 0.25))  # saturation and value
-    silhouette, part = (field * scale for field in OBJECTS[name](frame))
+    objects = OBJECTS[CLASSES[label]](_frame(facts, resolution))
+    silhouette, part = (field * facts.scale for field in objects)
     layers = ((silhouette - OUTLINE, _rgb(hue, *outline)), (silhouette, surface), (part, _rgb(0.12, *inner)))
     for distance, colour in layers:
         if np.ndim(distance):
@@ -209,8 +239,8 @@ def draw(label: int, rng: np.random.Generator, resolution: int) -> np.ndarray:
 class ShapesDataset(torch.utils.data.Dataset):
     """The drawn set as a dataset. `length` pictures of `resolution` pixels; `seed` picks which; `flip` mirrors half.
 
-    An item is `dict(image=uint8 [3, H, W], label=int, index=int)`. The key is an index, or `(index, epoch)`: the
-    picture depends on (seed, index) only, and the coin of a mirror flip on (seed, epoch, index).
+    An item is `dict(image=uint8 [3, H, W], label=int, caption=str, index=int)`. The key is an index, or `(index,
+    epoch)`: picture and caption depend on (seed, index) only, the coin of a mirror flip on (seed, epoch, index).
     Raises ValueError for a length below 1, a resolution below 8 or a negative seed, and IndexError outside the set.
     """
 
@@ -241,4 +271,6 @@ class ShapesDataset(torch.utils.data.Dataset):
         image = draw(label, np.random.default_rng((self.seed, index)), self.resolution)  # [H, W, 3]
         if self.flip and np.random.default_rng((self.seed, int(epoch), index, FLIP_SALT)).integers(2):
             image = image[:, ::-1]
-        return dict(image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), label=label, index=index)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        words = caption(label, np.random.default_rng((self.seed, index)))
+        return dict(image=pixels, label=label, caption=words, index=index)

@@ -1,4 +1,4 @@
-"""From a decoded picture to the square that is trained on: ADM's centre crop, and a faithful conversion to RGB."""
+"""From a decoded picture to the square that is trained on: ADM's or U-ViT's crop, and a faithful conversion to RGB."""
 
 import numpy as np
 from PIL import Image
@@ -34,3 +34,12 @@ def adm_center_crop(image: Image.Image, resolution: int) -> Image.Image:
     image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
     left, top = ((side - resolution) // 2 for side in image.size)
     return image.crop((left, top, left + resolution, top + resolution))
+
+
+def center_square(image: Image.Image, resolution: int) -> Image.Image:
+    """U-ViT's preprocessing of COCO (arXiv:2209.12152; REPA's text-to-image setting takes it over): the centre square of
+    the shorter side, then one resize to the resolution with the Lanczos filter."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), resample=Image.Resampling.LANCZOS)

@@ -46,7 +46,7 @@ def generator_parts(*, resolution: int, tokenizer, backbone, flow=None, conditio
         tokenizer=tokenizer,
         backbone=backbone,
         flow=build(FLOWS, flow or FLOW, where="model.flow"),
-        conditioner=build(CONDITIONERS, conditioner, where="model.conditioner", num_classes=backbone.num_classes),
+        conditioner=build(CONDITIONERS, conditioner, where="model.conditioner", backbone=backbone),
     )
 
 
@@ -163,7 +163,7 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
 
     def load_weights(self) -> None:
         """Reads the frozen networks' weights now (UserError if they are not there) and not in the first step."""
-        for part in (self.tokenizer, *self.priors.values()):
+        for part in (self.tokenizer, self.conditioner, *self.priors.values()):
             if hasattr(part, "load"):
                 part.load()
 
@@ -173,8 +173,9 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         return self.loss(batch)
 
     def loss(self, batch: Mapping) -> dict[str, Tensor]:
-        """batch: image uint8 [B, 3, H, W] (or `latent` {mean, std} [B, C, h, w] with `features`), label [B],
-        `noise_seed`, which alone determines t, noise and label dropout -> {'loss_*': scalar, diagnostic: scalar}."""
+        """batch: image uint8 [B, 3, H, W] (or `latent` {mean, std} [B, C, h, w] with `features`), label [B] or caption
+        (B strings), `noise_seed`, which alone determines t, noise and dropout -> {'loss_*': scalar, diagnostic: scalar}.
+        """
         step = self.begin(batch)
         data = self.encode(step)  # {'image': [B, C, h, w]}, and other streams
         step.noisy = self.flow.sample(data, step.generator)

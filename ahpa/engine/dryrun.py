@@ -12,12 +12,12 @@ BATCH = 2
 
 
 def synthetic_batch(model, *, batch: int = BATCH, seed: int = 0) -> dict:
-    """Random images of the model's resolution and random labels."""
+    """Random images of the model's resolution and random labels or prompts."""
     stream = torch.Generator().manual_seed(seed)
-    side, classes = model.resolution, model.backbone.num_classes
+    side = model.resolution
     return dict(
         image=torch.randint(0, 256, (batch, 3, side, side), generator=stream, dtype=torch.uint8),
-        label=torch.randint(0, classes, (batch,), generator=stream),
+        **model.conditioner.example(batch, stream),
         noise_seed=seed,
         diagnose=True,
     )

@@ -59,9 +59,9 @@ class Checkpoints(Hook):
 
 @HOOKS.register_module()
 class SampleGrids(Hook):
-    """Draws a grid with the EMA weights: one row a class, `columns` samples each, always of the same noise.
+    """Draws a grid with the EMA weights: one row a class or prompt, `columns` samples each, always of the same noise.
 
-    sampler, steps, cfg_scale, cfg_interval, cfg_channels as in tools/sample.py; rows: how many classes are shown.
+    sampler, steps, cfg_scale, cfg_interval, cfg_channels as in tools/sample.py; rows: how many of them are shown.
     """
 
     priority = "LOW"
@@ -103,7 +103,8 @@ class SampleGrids(Hook):
         images = generator.sample(labels, seed=self.seed, precision=runner.optim_wrapper.precision, **self.options)
         path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter:09d}.png"
         names = getattr(runner.train_dataloader.dataset, "classes", None)
-        captions = [str(names[label]) if names else str(label) for label in shown]
+        numbered = names and model.conditioner.takes == "classes"
+        captions = [str(names[label]) if numbered else str(label) for label in shown]
         save_grid(images, path, columns=self.columns, captions=captions)
         if runner.iter == runner.max_iters:
             runner.say(f"samples (EMA): {path}")

@@ -57,9 +57,11 @@ class Generator:
         else:
             raise UserError(f"weights: 'ema' or 'model', got {weights!r}.")
         parts["backbone"].load_state_dict(own)
-        parts["tokenizer"].load()
+        for name in ("tokenizer", "conditioner"):
+            if hasattr(parts[name], "load"):
+                parts[name].load()
+            parts[name].to(device)
         parts["backbone"].to(device).eval()
-        parts["tokenizer"].to(device)
         return cls(**parts)
 
     def velocity(self, x: Streams, t: Tensor, cond) -> Streams:

@@ -15,7 +15,19 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 
-from ..registry import DATASETS, HOOKS, LOADERS, MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, RUNNERS, UserError, build
+from ..registry import (
+    BACKBONES,
+    DATASETS,
+    HOOKS,
+    LOADERS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    UserError,
+    build,
+)
+from ..registry.registry import parameters
 from . import checkpoint, signals
 from .optim import build_optimizer
 from .plain import to_plain
@@ -72,7 +84,7 @@ class AlignmentRunner(Runner):
         seed = (cfg.get("randomness") or {}).get("seed", 0)
         loader_cfg = dict(cfg["train_dataloader"])
         dataset = build(DATASETS, loader_cfg.pop("dataset"), where="train_dataloader.dataset")
-        if fit_classes:
+        if fit_classes and hasattr(dataset, "classes") and takes_classes(cfg["model"]["backbone"]):
             set_classes(cfg["model"]["backbone"], dataset, quiet=rank > 0)
         torch.manual_seed(seed)
         model = build(MODELS, cfg["model"], where="model")
@@ -255,6 +267,10 @@ def list_hooks(cfg) -> list:
     """The config's hooks, built; a hook that is set to None is off."""
     hooks = cfg.get("hooks", {}).items()
     return [build(HOOKS, hook, where=f"hooks.{name}") for name, hook in hooks if hook is not None]
+
+
+def takes_classes(backbone: dict) -> bool:
+    return "num_classes" in parameters(BACKBONES.get(backbone["type"]))[0]
 
 
 def set_classes(backbone: dict, dataset, *, quiet: bool) -> None:

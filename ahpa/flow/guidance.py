@@ -21,16 +21,27 @@ def _bounds(interval) -> tuple[float, float]:
     return low, high
 
 
+def joined(cond, null):
+    """Two conditions one after the other: tensors, or (named) tuples of conditions of which parts may be None."""
+    if cond is None:
+        return None
+    if isinstance(cond, tuple):
+        parts = [joined(a, b) for a, b in zip(cond, null, strict=True)]
+        return type(cond)(*parts) if hasattr(cond, "_fields") else tuple(parts)
+    return torch.cat([cond, null])
+
+
 @GUIDANCES.register_module(name="classifier-free")
-def guided(velocity_of: Callable, cond: Tensor, null: Tensor, scale: float, interval=(0.0, 1.0),
+def guided(velocity_of: Callable, cond, null, scale: float, interval=(0.0, 1.0),
            channels: int | None = None) -> Callable:  # fmt: skip
     """v_u + scale (v_c - v_u) for interval[0] <= t <= interval[1], the conditional v_c elsewhere.
 
-    velocity_of(x: Streams, t [B], cond) -> Streams; cond, null: [B, ...] each. Returns velocity(x, t: 0-d). Inside the
-    interval both branches are one call of 2B; with scale 1, or outside, the null branch is not computed. `channels`: how
-    many of the image's channels are guided, from the first (DiT's code guides 3 of 4), all by default; the others, and
-    what a model predicts beyond the channels of x (a variance), are the conditional's. ValueError for an interval that is
-    not in [0, 1], for a scale that is negative or not finite, and for channels that x has not.
+    velocity_of(x: Streams, t [B], cond) -> Streams; cond, null: of B samples each, see `joined`. Returns
+    velocity(x, t: 0-d). Inside the interval both branches are one call of 2B; with scale 1, or outside, the null branch
+    is not computed. `channels`: how many of the image's channels are guided, from the first (DiT's code guides 3 of 4),
+    all by default; the others, and what a model predicts beyond the channels of x (a variance), are the conditional's.
+    ConfigError for an interval that is not in [0, 1], for a scale that is negative or not finite, and for channels that x
+    has not.
     """
     low, high = _bounds(interval)
     if not (math.isfinite(scale) and scale >= 0):
@@ -51,11 +62,11 @@ def guided(velocity_of: Callable, cond: Tensor, null: Tensor, scale: float, inte
         return torch.cat([null_v[:, :first] + scale * (part - null_v[:, :first]), rest], dim=1)
 
     def velocity(x: Streams, t: Tensor) -> Streams:
-        count = len(cond)
+        count = len(next(iter(x.values())))
         if scale == 1 or not low <= float(t.float()) <= high:
             return velocity_of(x, t.expand(count), cond)
         twice = {name: torch.cat([part, part]) for name, part in x.items()}
-        both = velocity_of(twice, t.expand(2 * count), torch.cat([cond, null]))
+        both = velocity_of(twice, t.expand(2 * count), joined(cond, null))
         halves = {name: v.chunk(2) for name, v in both.items()}
         return {name: mixed(name, v, null_v, x[name].shape[1]) for name, (v, null_v) in halves.items()}
 

@@ -6,13 +6,13 @@ Files are data and not trusted: configs are JSON, weights are safetensors or pic
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ..registry import UserError
+from ..registry.hub import hub_file
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "tiny_vae"
 NETWORK = dict(  # the options that make diffusers' AutoencoderKL, with its defaults
@@ -34,7 +34,6 @@ STEM = "diffusion_pytorch_model"
 WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.bin")  # in the order in which they are looked for
 HALF_WEIGHTS = (f"{STEM}.fp16.safetensors", f"{STEM}.fp16.bin")  # only if a folder has nothing better
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-HUB_SECONDS = 4  # how long the hub may take to connect, and to answer, before it counts as out of reach
 HINT = "Point to a copy with --vae PATH (a diffusers folder or a single file), or use --demo for the bundled one."
 LDM = (  # original latent-diffusion name -> diffusers' name; blocks are renamed in `rename`
     ("mid.block_1", "mid_block.resnets.0"), ("mid.block_2", "mid_block.resnets.1"),
@@ -76,7 +75,7 @@ def find(source: str, subfolder: str | None = None) -> Source:
         raise UserError(f"{source} is only another decoder: its encoder, and so each level, is Stable Diffusion's. "
                         "Use stabilityai/sd-vae-ft-ema, whose levels are the same.")  # fmt: skip
     config = KNOWN.get(source)
-    return Source("hub", None, dict(config) if config else read_config(hub_file(source, subfolder, ("config.json",))))
+    return Source("hub", None, dict(config) if config else read_config(from_hub(source, subfolder, ("config.json",))))
 
 
 def looks_like_path(source: str) -> bool:
@@ -133,45 +132,8 @@ def config_of_file(path: Path) -> dict:
             "use_post_quant_conv": "post_quant_conv.weight" in shapes}  # fmt: skip
 
 
-# ---- the hub ----
-
-
-def hub_file(source: str, subfolder: str | None, names: Iterable[str], *, what: str = "the autoencoder",
-             hint: str = HINT) -> Path:  # fmt: skip
-    """The first of these files of a hub id: from the local cache, else from the hub. UserError if there is none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.utils import LocalEntryNotFoundError
-
-    unreachable, reason = False, None
-    for local in (True, False):
-        unreachable = not local and offline()
-        for name in () if unreachable else names:
-            try:
-                return Path(hf_hub_download(
-                    source, name, subfolder=subfolder, local_files_only=local, etag_timeout=HUB_SECONDS))  # fmt: skip
-            except Exception as error:  # not cached, no network, no such repository, no right to read: many kinds
-                reason = error
-                if not local and isinstance(error, LocalEntryNotFoundError):
-                    break  # the connection broke: the next name would only wait as long again
-    said = next(iter(str(reason).strip().splitlines()), type(reason).__name__)[:160]
-    gone = "the hub cannot be reached, or HF_HUB_OFFLINE is set"
-    looked = f"it is not in the local cache {HF_HUB_CACHE}, and " + (gone if unreachable else f"the hub said: {said}")
-    raise UserError(f"{what} {source!r} was not found: {looked}. {hint}") from reason
-
-
-def offline() -> bool:
-    """Whether the hub is not to be asked, or cannot be: found out in one try, where a download makes six."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return True
-    from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.utils import get_session  # knows the user's proxies and certificates
-
-    try:
-        get_session().head(ENDPOINT, timeout=HUB_SECONDS)
-        return False
-    except Exception:  # of whichever HTTP library the hub's client uses
-        return True
+def from_hub(source: str, subfolder: str | None, names: Iterable[str]) -> Path:
+    return hub_file(source, names, subfolder=subfolder, what="the autoencoder", hint=HINT)
 
 
 # ---- weights ----
@@ -182,7 +144,7 @@ def weights(found: Source, source: str, subfolder: str | None) -> Path:
     if found.kind == "file":
         return found.path
     if found.kind == "hub":
-        return hub_file(source, subfolder, WEIGHTS)
+        return from_hub(source, subfolder, WEIGHTS)
     for name in WEIGHTS + HALF_WEIGHTS:
         if (found.path / name).is_file():
             return found.path / name

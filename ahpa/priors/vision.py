@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Features, LevelSpec, Prior, Step
+from ..registry.hub import hub_file
 from ..registry.numerics import full_precision
-from . import sources
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DINO = "vit_base_patch14_dinov2.lvd142m"
@@ -194,7 +194,7 @@ class TimmEncoder(VisionEncoder):
             raise UserError(f"TimmEncoder: timm has no weights for {self.model!r}: its name lacks a pretrained tag such as "
                             f"{DINO!r}. {HINT}")  # fmt: skip
         names = (cfg.hf_hub_filename or FILES[0], "pytorch_model.bin")
-        return sources.hub_file(cfg.hf_hub_id, None, names, what="the vision encoder", hint=HINT)
+        return hub_file(cfg.hf_hub_id, names, what="the vision encoder", hint=HINT)
 
     def tokens(self, network, images):
         x = network.forward_features(images)  # [B, P+N, C] after the last norm
@@ -248,7 +248,7 @@ class OpenCLIPEncoder(VisionEncoder):
         if not self.known:
             return weights_file(self.weights, "OpenCLIPEncoder")
         repository = self.known["hf_hub"].rstrip("/")
-        return sources.hub_file(repository, None, FILES[1::2], what="the vision encoder", hint=HINT)
+        return hub_file(repository, FILES[1::2], what="the vision encoder", hint=HINT)
 
     def build(self, side):
         import open_clip

@@ -16,6 +16,13 @@ Streams = dict[str, Tensor]  # what diffuses: {'image': [B, C, h, w]}
 Features = dict[str, Tensor]  # level name -> [B, C, h, w] or [B, C], shallow -> deep
 
 
+class TextCond(NamedTuple):
+    """A text condition: the encoder's `tokens` [B, T, W], and `pooled` [B, P] where the backbone takes one."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
 class LevelSpec(NamedTuple):
     """One level of a prior, known without running it. `stride` is pixels per feature (0 for a vector [B, C])."""
 
@@ -146,6 +153,51 @@ class Autoencoder(HoldsFrozen, nn.Module):
         raise TypeError(f"{type(self).__name__} must define decode")
 
 
+class TextEncoder(HoldsFrozen, nn.Module):
+    """A frozen encoder of prompts. Attributes known without loading weights: `length` T, `width` W, `pooled_dim` P."""
+
+    length: int
+    width: int
+    pooled_dim: int
+
+    def load(self) -> None:
+        """Reads the weights if that has not happened; UserError with what to do when they are not there."""
+
+    def forward(self, prompts: Sequence[str]) -> TextCond:
+        """-> tokens [B, T, W] and pooled [B, P], float32 and without gradient."""
+        raise TypeError(f"{type(self).__name__} must define forward(prompts)")
+
+
+class Conditioner(HoldsFrozen, nn.Module):
+    """What a backbone is conditioned on. Built as `Conditioner(*, backbone, **own)`, of which it may read the sizes.
+    `takes` names what samples are asked for by: 'classes' (numbers) or 'prompts' (strings)."""
+
+    takes: str
+
+    def load(self) -> None:
+        """Reads a frozen network's weights now; a conditioner without one leaves this as it is."""
+
+    def forward(self, step: Step) -> Any:
+        """step.batch -> the condition of the training step; what it drops is drawn from `step.generator`."""
+        raise TypeError(f"{type(self).__name__} must define forward(step)")
+
+    def null(self, count: int, device) -> Any:
+        """The null condition for `count` samples."""
+        raise TypeError(f"{type(self).__name__} must define null(count, device)")
+
+    def all(self) -> list:
+        """The conditions that are shown when none is asked for."""
+        raise TypeError(f"{type(self).__name__} must define all()")
+
+    def encode(self, wanted: Sequence, device) -> Any:
+        """The conditions of samples; UserError for one that there is not."""
+        raise TypeError(f"{type(self).__name__} must define encode(wanted, device)")
+
+    def example(self, count: int, generator: torch.Generator) -> dict[str, Any]:
+        """What a batch of `count` synthetic samples holds for it."""
+        raise TypeError(f"{type(self).__name__} must define example(count, generator)")
+
+
 class Backbone(nn.Module):
     """A diffusion transformer. Attributes: `depth`, `hidden_size` D, `grid` (h, w), `prefix` P (0 if none), `streams`
     {stream: shape of one sample}, what sampling starts from. `out_channels` of the image's prediction may exceed its C:
@@ -162,6 +214,10 @@ class Backbone(nn.Module):
         """t [B] in [0, 1]. The output of block k is in `taps[k]` for each k asked for (1-based). With `stop`, no block
         after that number is computed and `pred` is empty: what a teacher of fewer blocks costs."""
         raise TypeError(f"{type(self).__name__} must define forward")
+
+    def blank_cond(self, count: int, device) -> Any:
+        """Any valid condition of `count` samples, for counting costs and trying a backbone out: here class 0."""
+        return torch.zeros(count, dtype=torch.long, device=device)
 
 
 class Router(nn.Module):
