@@ -2,7 +2,8 @@
 
 Command: python tools/train.py configs/ahpa_sit-b_groups-resolution.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
-Paper: not a row of a table.
+Paper: AHPA Table B.10, row "AHPA, SD-VAE": gsnr_avg 11.6.
+Paper: AHPA Table B.11, row "SD-VAE AHPA": FID 25.5, sFID 5.78.
 """
 
 _base_ = ["ahpa_sit-b.py"]

@@ -3,7 +3,7 @@
 Command: torchrun --nproc-per-node 8 tools/train.py configs/ahpa_sit-xl_512px.py --data IMAGENET/train --launcher
     pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
-Paper: not a row of a table.
+Paper: AHPA Table F.19, row "+ AHPA" (100 epochs): FID 2.28, sFID 4.16, IS 261.4, Precision 0.84, Recall 0.56.
 """
 
 _base_ = ["ahpa_sit-xl.py"]

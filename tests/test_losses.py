@@ -250,3 +250,13 @@ def test_flow_loss_in_half_precision_and_its_mistakes():
     assert float(loss(-pred)["loss_flow"]) == 640000.0
     with pytest.raises(ValueError, match=r"\(2, 4, 2, 2\).*\(2, 1, 2, 2\)"):
         loss(pred[:, :1])
+
+
+def test_inner_widths_of_an_mlp_one_by_one():
+    """SRA 2's inferred widths [D, 2D, 2D, 2D, D, 16]: 7.10 M parameters for D = 768 (METHODS section 8)."""
+    head = build(PROJECTORS, dict(type="MLPProjector", hidden_dims=[1536, 1536, 1536, 768]), dim=768, out_dim=16)
+    assert [tuple(layer.weight.shape) for layer in head.mlp[::2]] == [
+        (1536, 768), (1536, 1536), (1536, 1536), (768, 1536), (16, 768)]  # fmt: skip
+    assert round(sum(p.numel() for p in head.parameters()) / 1e6, 2) == 7.10
+    with pytest.raises(ConfigError, match="hidden_dims"):
+        build(PROJECTORS, dict(type="MLPProjector", hidden_dims=[0]), dim=768, out_dim=16)

@@ -8,25 +8,53 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..registry.contracts import Tokens
+
 
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def forward_macs(backbone) -> tuple[int, int]:
-    """Multiply-accumulates of one image's forward pass, counted without computing -> (all, those of attention's two
-    products, the only products of batches of matrices: 2 N^2 D a block)."""
-    import copy
-
+def counted(call) -> tuple[int, int]:
+    """Multiply-accumulates of a call on the meta device -> (all, those of attention's two products, which are the only
+    products of batches of matrices: 2 N^2 D a block)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    products = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0)
+    return counter.get_total_flops() // 2, products // 2
+
+
+def forward_macs(backbone) -> tuple[int, int]:
+    """The same of one image's forward pass, counted without computing."""
+    import copy
 
     shadow = copy.deepcopy(backbone).to("meta")
     x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
     t, cond = torch.zeros(1, device="meta"), shadow.blank_cond(1, "meta")
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        shadow(x, t, cond)
-    products = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0)
-    return counter.get_total_flops() // 2, products // 2
+    return counted(lambda: shadow(x, t, cond))
+
+
+def added_macs(model) -> dict[str, tuple[int, int]]:
+    """What alignment adds to a training step's forward pass, an image: the heads ('projector'), and the networks of each
+    prior that has one of its own. An autoencoder is not counted: latents and its levels come from the one pass."""
+    import copy
+
+    found = {}
+    for name, alignment in model.alignments.items():
+        if not hasattr(alignment, "projector"):
+            continue
+        head, backbone = copy.deepcopy(alignment.projector).to("meta"), model.backbone
+        prefix = backbone.prefix if getattr(getattr(alignment, "router", None), "prefix", ()) else 0
+        count_N = backbone.grid[0] * backbone.grid[1] + prefix
+        tokens = Tokens(torch.zeros(1, count_N, backbone.hidden_size, device="meta"), prefix, backbone.grid)
+        found[f"projector of {name}"] = counted(lambda head=head, tokens=tokens: head(tokens))
+    for name, prior in model.priors.items():
+        call = prior.probe(model.backbone)
+        if call is not None:
+            found[f"prior {name}"] = counted(call)
+    return found
 
 
 def backbone_macs(backbone) -> int:
@@ -62,6 +90,8 @@ def cost_report(model, *, short: bool = False) -> str:
         return f"{shown} parameters; backbone forward {both:.4g} GMAC an image ({bare:.4g} without attention products)"
     lines = [f"{name + ' parameters':24s}{value}" for name, value in parts.items()]
     lines.append(f"{'forward GMAC an image':24s}{both:.3f} with attention's products, {bare:.3f} without")
+    for name, (all_macs, product_macs) in added_macs(model).items():
+        lines.append(f"{'+ ' + name:24s}{all_macs / 1e9:.3f} and {(all_macs - product_macs) / 1e9:.3f} in training")
     lines.append(f"{'taps':24s}{', '.join(str(tap) for tap in sorted(model.taps)) or 'none'} of {model.backbone.depth}")
     for name, alignment in model.alignments.items():
         groups = getattr(getattr(alignment, "router", None), "groups", {})

@@ -28,16 +28,21 @@ class LinearProjector(Projector):
 class MLPProjector(Projector):
     """`depth` linear layers per token with SiLU between them (REPA: three, hidden 2048).
 
-    gain: None for torch's own start; a number for DUPA's: the first layer Kaiming, the others Xavier with this gain.
+    hidden_dims: a width for each inner layer, in place of depth and hidden_dim (SRA 2's inferred widths differ). gain: None
+    for torch's own start; a number for DUPA's: the first layer Kaiming, the others Xavier with this gain.
     """
 
-    def __init__(self, *, dim: int, out_dim: int, depth: int = 3, hidden_dim: int = 2048, gain: float | None = None):
+    def __init__(self, *, dim: int, out_dim: int, depth: int = 3, hidden_dim: int = 2048, hidden_dims=None,
+                 gain: float | None = None):  # fmt: skip
         super().__init__()
         if depth < 1 or hidden_dim < 1:
             raise ValueError(f"depth and hidden_dim must be at least 1, got {depth} and {hidden_dim}.")
-        widths = [dim] + [hidden_dim] * (depth - 1) + [out_dim]
+        inner = [hidden_dim] * (depth - 1) if hidden_dims is None else list(hidden_dims)
+        if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in inner):
+            raise ValueError(f"hidden_dims: whole numbers above 0 are expected, got {hidden_dims!r}.")
+        widths = [dim, *inner, out_dim]
         layers = []
-        for i in range(depth):
+        for i in range(len(widths) - 1):
             layers += [nn.Linear(widths[i], widths[i + 1]), nn.SiLU()]
         self.mlp = nn.Sequential(*layers[:-1])
         if gain is not None:

@@ -72,6 +72,15 @@ class TeacherPrior(Internal):
             )
         return {"teacher": LevelSpec(backbone.hidden_size, stride)}
 
+    def probe(self, backbone):
+        """The teacher's blocks: as many as are run."""
+        import copy
+
+        shadow = copy.deepcopy(backbone).to("meta")
+        x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
+        t, cond = torch.zeros(1, device="meta"), shadow.blank_cond(1, "meta")
+        return lambda: shadow(x, t, cond, stop=self.block)
+
     def time(self, t: Tensor, generator: torch.Generator | None) -> Tensor:
         """The teacher's times [B] for the student's t [B]."""
         u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)

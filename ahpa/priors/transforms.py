@@ -38,6 +38,9 @@ class Wrapped(Prior):
     def request(self, levels: Sequence[str]) -> None:
         self.prior.request(levels)
 
+    def probe(self, backbone):
+        return self.prior.probe(backbone)
+
     @torch.no_grad()
     def forward(self, step: Step) -> Features:
         """-> the wrapped prior's levels, maps changed and in float32."""
@@ -122,6 +125,10 @@ class CombinedPrior(Prior):
                 )
         for key, part in self.parts.items():
             part.request(self.names[key])
+
+    def probe(self, backbone):
+        calls = [call for part in self.parts.values() if (call := part.probe(backbone)) is not None]
+        return (lambda: [call() for call in calls]) if calls else None
 
     def forward(self, step: Step) -> Features:
         """-> the requested levels of those parts that have any."""

@@ -90,6 +90,18 @@ class VisionEncoder(Prior):
             )
         return self.held["encoder"]
 
+    def empty(self, side: int) -> torch.nn.Module:
+        """The network without weights; under `torch.device('meta')` it takes no memory."""
+        raise TypeError(f"{type(self).__name__} must define empty(side)")
+
+    def probe(self, backbone):
+        if self.image_side is None:
+            return None
+        side = self.input_side(self.image_side)
+        with torch.device("meta"):
+            network, images = self.empty(side).eval(), torch.zeros(1, 3, side, side)
+        return lambda: self.tokens(network, images)
+
     def preprocess(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> normalised, then resized bicubically (no antialias), as REPA does."""
         x = (images - self.mean) / self.std
@@ -185,6 +197,11 @@ class TimmEncoder(VisionEncoder):
             except Exception as error:  # other keys or shapes
                 raise UserError(f"TimmEncoder: {path} does not fit {self.model!r}: {first_line(error)}") from error
 
+    def empty(self, side):
+        import timm
+
+        return timm.create_model(self.model, num_classes=0, img_size=side, **self.options)
+
     def hub_weights(self) -> Path:
         """timm's own weights of this name, from the local cache or the hub. UserError where they are not."""
         import timm
@@ -250,7 +267,10 @@ class OpenCLIPEncoder(VisionEncoder):
         repository = self.known["hf_hub"].rstrip("/")
         return hub_file(repository, FILES[1::2], what="the vision encoder", hint=HINT)
 
-    def build(self, side):
+    def empty(self, side):
+        return self.tower(side, None)
+
+    def tower(self, side: int, path: Path | None) -> torch.nn.Module:
         import open_clip
 
         config = open_clip.get_model_config(self.model)
@@ -258,18 +278,21 @@ class OpenCLIPEncoder(VisionEncoder):
         options = dict(vision_cfg={**config["vision_cfg"], **sizes, "image_size": side}, force_image_size=side,
                        embed_dim=self.sizes.get("embed_dim", config["embed_dim"]),
                        force_quick_gelu=bool(self.known.get("quick_gelu")))  # fmt: skip
+        whole = open_clip.create_model(self.model, pretrained=None if path is None else str(path), **options)
+        whole.visual.output_tokens = True
+        whole.visual.proj = None
+        return whole.visual
+
+    def build(self, side):
         path = None if self.weights == "random" else self.find()
         if path is not None:
             read_weights(path, "OpenCLIPEncoder")  # refuses what may run code, before open_clip opens it
         try:
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                whole = open_clip.create_model(self.model, pretrained=None if path is None else str(path), **options)
+                return self.tower(side, path)
         except Exception as error:  # other keys or shapes
             raise UserError(f"OpenCLIPEncoder: {path} does not fit {self.model!r}: {first_line(error)}") from error
-        whole.visual.output_tokens = True
-        whole.visual.proj = None
-        return whole.visual
 
     def tokens(self, network, images):
         cls, patches = network(images)

@@ -5,7 +5,7 @@ Conventions, stated here once: t = 1 is noise and t = 0 is data; a tap k is the 
 images are uint8 [B, 3, H, W] in a batch and float32 in [0, 1] in `Step.images`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -126,6 +126,11 @@ class Prior(HoldsFrozen, nn.Module):
 
     def request(self, levels: Sequence[str]) -> None:
         """Only these levels will be read; a prior may skip the work for the others."""
+
+    def probe(self, backbone: "Backbone") -> Callable[[], Any] | None:
+        """A call that runs its network for one image on the meta device, so that its cost can be counted without weights;
+        None where it adds no network to the step."""
+        return None
 
     def forward(self, step: Step) -> Features:
         """-> at least the requested levels, ordered shallow -> deep, without gradient."""

@@ -1,0 +1,9 @@
+"""Vanilla SiT-B/2 on SDXL's latents.
+
+Command: python tools/train.py configs/sit-b_vae-sdxl.py --data IMAGENET/train
+Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: AHPA Table B.11, row "SDXL-VAE Vanilla": FID 28.4, sFID 6.12.
+"""
+
+_base_ = ["sit-b.py"]
+_base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sdxl-vae")
