@@ -566,3 +566,14 @@ def test_mistakes_at_the_command_line(run, arguments, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     if "euler" in arguments:
         assert "ddim, ddpm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [("hooks.samples.sampler=euler", "'euler' does not fit the DiscreteFlow"), ("hooks.samples.cfg_channels=9", "got 9"),
+     ("model.flow_loss.vlb_weight=-1", "vlb_weight"), ("model.backbone.learn_sigma=False", "learn_sigma=True")],
+    ids=str)  # fmt: skip
+def test_mistakes_in_the_config_end_a_run_at_its_start(tmp_path, option, message):
+    done = train(tmp_path, check=False, iters=3, config="configs/dit-b.py", options=[option])
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert "iter 1/" not in done.stdout

@@ -182,13 +182,11 @@ def test_weights_that_cannot_be_had_say_what_to_do(clip, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be had"):
         broken.load()
 
-    def offline(*args, **kwargs):
-        raise RuntimeError("Failed to download weights")
-
-    monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(
-        UserError, match=r"ViT-L-14 / openai cannot be had.*pretrained=FILE with quick_gelu=True.*--demo"
-    ):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    missing = (
+        r"CLIP text encoder 'timm/vit_large_patch14_clip_224.openai'.*local cache.*FILE with quick_gelu=True.*--demo"
+    )
+    with pytest.raises(UserError, match=missing):
         build(TEXT_ENCODERS, dict(type="CLIPTextEncoder")).load()
 
 

@@ -62,7 +62,7 @@ class DDT(SiT):
                 tapped[number] = Tokens(out, prefix=0, grid=self.grid)
             if number == stop:
                 return Denoised({}, tapped)
-        return Denoised(self.predict(h, raw), tapped)
+        return Denoised(self.directed(self.predict(h, raw)), tapped)
 
     def predict(self, h: Tensor, c: Tensor) -> Streams:
         shift, scale = self.final_layer.adaLN_modulation(c).chunk(2, dim=-1)

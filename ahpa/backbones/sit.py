@@ -23,8 +23,9 @@ class SiT(Backbone):
     architecture; num_classes: labels 0..num_classes-1, and num_classes is the null class; qk_norm: LayerNorm over each
     head's q and k; gradient_checkpointing: blocks are computed again in the backward pass; learn_sigma: the output has
     twice the channels, the prediction and then v of its variance; time_scale: t is multiplied by it before the sinusoid,
-    and rounded where it is above 1 (a number of steps: whole numbers are embedded). ValueError for sizes that do not
-    divide or are not above 0.
+    and rounded where it is above 1 (a number of steps: whole numbers are embedded); reversed_time: the network was
+    trained with t = 1 as data, as the published SiT is, so it is given 1 - t and its velocity is negated. ValueError for
+    sizes that do not divide or are not above 0.
     """
 
     demo = dict(depth=6, hidden_size=192, num_heads=6, patch_size=2, num_classes=10)
@@ -32,7 +33,7 @@ class SiT(Backbone):
     def __init__(self, *, input_size: int, in_channels: int, num_classes: int = 1000, depth: int, hidden_size: int,
                  num_heads: int, patch_size: int = 2, mlp_ratio: float = 4.0, qk_norm: bool = False,
                  gradient_checkpointing: bool = False, learn_sigma: bool = False,
-                 time_scale: float = 1.0):  # fmt: skip
+                 time_scale: float = 1.0, reversed_time: bool = False):  # fmt: skip
         super().__init__()
         self._check_positive(input_size=input_size, in_channels=in_channels, num_classes=num_classes, depth=depth,
                              hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size,
@@ -43,7 +44,7 @@ class SiT(Backbone):
         self.grid, self.prefix = (input_size // patch_size, input_size // patch_size), 0
         self.out_channels, self.time_scale = in_channels * (2 if learn_sigma else 1), time_scale
         self.streams = {"image": (in_channels, input_size, input_size)}
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.reversed_time = gradient_checkpointing, reversed_time
         self.x_embedder = PatchEmbed(in_channels=in_channels, hidden_size=hidden_size, patch_size=patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
@@ -103,7 +104,7 @@ class SiT(Backbone):
                 tapped[number] = Tokens(h, prefix=self.prefix, grid=self.grid)
             if number == stop:
                 return Denoised({}, tapped)
-        return Denoised(self.predict(h, c), tapped)
+        return Denoised(self.directed(self.predict(h, c)), tapped)
 
     def run(self, function, *arguments) -> Tensor:
         """A block; with gradient checkpointing it is computed again in the backward pass."""
@@ -128,8 +129,13 @@ class SiT(Backbone):
         """The last block's tokens and the condition [B, D] -> each stream's prediction, float32."""
         return {"image": self.unpatchify(self.final_layer(h, c)).float()}
 
+    def directed(self, pred: Streams) -> Streams:
+        """A prediction in this project's direction of time."""
+        return {name: -v for name, v in pred.items()} if self.reversed_time else pred
+
     def steps_of(self, t: Tensor) -> Tensor:
         """t [B] in [0, 1] -> what is embedded."""
+        t = 1 - t if self.reversed_time else t
         if self.time_scale == 1:
             return t
         scaled = t.float() * self.time_scale

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
-from ..registry import GUIDANCES, HOOKS, SAMPLERS, check
+from ..registry import GUIDANCES, HOOKS, SAMPLERS, ConfigError, check
 from . import checkpoint
 from .inference import Generator
 from .pictures import save_grid
@@ -86,9 +86,22 @@ class SampleGrids(Hook):
         only = "" if channels is None else f" --cfg-channels {channels}"
         return f" --cfg-scale {self.options['cfg_scale']} --cfg-interval {low} {high}{only}"
 
+    def before_train(self, runner) -> None:
+        """What would fail at the first grid is refused before the first step."""
+        generator, channels = self.generator(runner), self.options["cfg_channels"]
+        generator.sampler(self.options["sampler"])
+        latent = generator.backbone.streams["image"][0]
+        if channels is not None and channels > latent:
+            raise ConfigError(f"SampleGrids.cfg_channels: the latent has {latent} channels, got {channels}.")
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if due(runner, self.interval) and runner.rank == 0:
             self.draw(runner)
+
+    @staticmethod
+    def generator(runner) -> Generator:
+        model = runner.plain_model
+        return Generator(tokenizer=model.tokenizer, backbone=model.ema, flow=model.flow, conditioner=model.conditioner)
 
     @torch.no_grad()
     def draw(self, runner) -> Path:
@@ -96,11 +109,10 @@ class SampleGrids(Hook):
         known = model.conditioner.all()
         rows = min(self.rows, len(known))
         shown = [known[round(i * (len(known) - 1) / max(rows - 1, 1))] for i in range(rows)]  # spread over all
-        generator = Generator(
-            tokenizer=model.tokenizer, backbone=model.ema, flow=model.flow, conditioner=model.conditioner
-        )
         labels = [label for label in shown for _ in range(self.columns)]
-        images = generator.sample(labels, seed=self.seed, precision=runner.optim_wrapper.precision, **self.options)
+        images = self.generator(runner).sample(
+            labels, seed=self.seed, precision=runner.optim_wrapper.precision, **self.options
+        )
         path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter:09d}.png"
         names = getattr(runner.train_dataloader.dataset, "classes", None)
         numbered = names and model.conditioner.takes == "classes"
