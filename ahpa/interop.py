@@ -158,8 +158,8 @@ def export_weights(source: Path, target: Path, *, layout: str, weights: str = "e
     fits = options["type"] == kind and all(options.get(key, False) == value for key, value in extra.items())
     turned = bool(options.get("reversed_time"))
     if not fits or (layout != "sit" and turned):
-        raise UserError(f"{source} holds a {options['type']}{' of reversed time' * turned}; the layout {layout!r} is that of "
-                        f"a {kind}{' of reversed time' * bool(extra)}.")  # fmt: skip
+        raise UserError(f"{source} holds a {options['type']}{' of reversed time' * turned}; the layout {layout!r} is "
+                        f"that of a {kind}{' of reversed time' * bool(extra)}.")  # fmt: skip
     own = {key.removeprefix("backbone."): v for key, v in saved["model"].items() if key.startswith("backbone.")}
     state = saved["ema"] if weights == "ema" else own
     channels = state["x_embedder.proj.weight"].shape[1]
