@@ -48,6 +48,8 @@ MISTAKES = {  # option -> what the message must hold
     "hooks.samples.sampler=eular": ["hooks.samples", "eular", "euler"],
     "hooks.policy.type=RoutingPolice": ["hooks.policy", "RoutingPolicy"],
     "randomness.sed=5": ["randomness", "sed", "seed"],
+    "model.flow_loss=dict(type='HybridLoss')": ["flow_loss", "DiscreteFlow"],
+    "model.backbone.learn_sigma=True": ["flow_loss", "learn_sigma", "HybridLoss"],
     "noequals": ["noequals", "KEY=VALUE"],
 }
 

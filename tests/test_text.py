@@ -395,3 +395,21 @@ def test_data_names_cocos_folder_in_a_text_config():
     dataset = cfg["train_dataloader"]["dataset"]
     assert dataset == dict(type="CocoCaptions", images="some/coco/train2014", resolution=256,
                            annotations="some/coco/annotations/captions_train2014.json")  # fmt: skip
+
+
+def test_a_data_set_that_does_not_fit_the_condition_is_refused_before_training():
+    from types import SimpleNamespace
+
+    from ahpa.data.images import ImageFolder
+    from ahpa.engine.runner import check_classes
+
+    text, classes = (
+        SimpleNamespace(conditioner=SimpleNamespace(takes=kind), backbone=object()) for kind in ("prompts", "classes")
+    )
+    with pytest.raises(UserError, match="ImageFolder gives no captions"):
+        check_classes(text, object.__new__(ImageFolder))
+    with pytest.raises(UserError, match="captions only"):
+        check_classes(classes, SimpleNamespace(captioned=True))
+    check_classes(text, ShapesDataset())
+    check_classes(classes, ShapesDataset())
+    check_classes(text, SimpleNamespace())

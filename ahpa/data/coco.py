@@ -60,6 +60,8 @@ class CocoCaptions(PictureFiles):
     of another shape; ValueError for an option out of its range.
     """
 
+    captioned = True
+
     def __init__(self, *, images: str, annotations: str, resolution: int = 256, seed: int = 0,
                  max_bad_share: float = 0.001):  # fmt: skip
         check_options("CocoCaptions", resolution=resolution, seed=seed, max_bad_share=max_bad_share)

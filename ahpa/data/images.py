@@ -159,6 +159,8 @@ class ImageFolder(PictureFiles):
     much that is bad; ValueError for an option out of its range.
     """
 
+    captioned = False
+
     def __init__(self, *, root: str, resolution: int = 256, flip: bool = False, seed: int = 0,
                  max_bad_share: float = 0.001):  # fmt: skip
         check_options("ImageFolder", resolution=resolution, seed=seed, max_bad_share=max_bad_share)

@@ -244,7 +244,7 @@ class ShapesDataset(torch.utils.data.Dataset):
     Raises ValueError for a length below 1, a resolution below 8 or a negative seed, and IndexError outside the set.
     """
 
-    classes = CLASSES
+    classes, captioned = CLASSES, True
 
     def __init__(self, *, length: int = 50_000, resolution: int = 64, seed: int = 0, flip: bool = False):
         for name, value, least in (("length", length, 1), ("resolution", resolution, 8), ("seed", seed, 0)):

@@ -89,6 +89,8 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         self.tokenizer, self.backbone, self.conditioner = parts["tokenizer"], parts["backbone"], parts["conditioner"]
         self.flow = parts["flow"]
         self.flow_loss = build(FLOW_LOSSES, flow_loss or FLOW_LOSS, where="model.flow_loss")
+        if hasattr(self.flow_loss, "bind"):
+            self.flow_loss.bind(flow=self.flow, backbone=self.backbone)
         self.priors = nn.ModuleDict()
         for name, cfg in (priors or {}).items():
             self.priors[name] = build(PRIORS, cfg, where=f"model.priors.{name}")

@@ -282,7 +282,17 @@ def set_classes(backbone: dict, dataset, *, quiet: bool) -> None:
 
 
 def check_classes(model, dataset) -> None:
-    """UserError unless the labels of the data set fit the backbone's classes."""
+    """UserError unless the data set gives what the model is conditioned on, and its labels fit the backbone's classes.
+
+    A data set says by `captioned` whether it has captions; one that does not say is taken as it comes.
+    """
+    takes, captioned = getattr(model.conditioner, "takes", None), getattr(dataset, "captioned", None)
+    if takes == "prompts" and captioned is False:
+        raise UserError(f"the model is conditioned on text, and a {type(dataset).__name__} gives no captions: use "
+                        "CocoCaptions or the drawn set, or a config of classes.")  # fmt: skip
+    if takes == "classes" and captioned and not hasattr(dataset, "classes"):
+        raise UserError(f"the model is conditioned on classes, and a {type(dataset).__name__} gives captions only: use a "
+                        "text config such as configs/mmdit.py.")  # fmt: skip
     names, known = getattr(dataset, "classes", None), getattr(model.backbone, "num_classes", None)
     if names is not None and known is not None and len(names) > known:
         raise UserError(f"the data set has {len(names)} classes, the backbone {known}: set "

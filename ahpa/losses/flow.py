@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..registry import FLOW_LOSSES
+from ..registry import FLOW_LOSSES, ConfigError
 from ..registry.contracts import Step
 from ..registry.numerics import full_precision
 from .pairwise import pair
@@ -21,6 +21,14 @@ class FlowMatchingLoss(nn.Module):
     def __init__(self, *, weights: Mapping[str, float] | None = None):
         super().__init__()
         self.weights = {name: check_weight(f"weights.{name}", value) for name, value in (weights or {}).items()}
+
+    def bind(self, *, flow, backbone) -> None:
+        """Told of the model's flow and backbone once; ConfigError where they do not fit this loss. Any flow that predicts
+        one thing of the data's shape does."""
+        channels = backbone.streams["image"][0]
+        if getattr(backbone, "out_channels", channels) != channels:
+            raise ConfigError(f"flow_loss: the backbone predicts a variance too (learn_sigma); {type(self).__name__} has "
+                              "no use for it: take HybridLoss, or learn_sigma=False.")  # fmt: skip
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         losses = {}

@@ -53,18 +53,23 @@ class HybridLoss(FlowMatchingLoss):
         super().__init__(weights=weights)
         self.vlb_weight = check_weight("vlb_weight", vlb_weight)
 
+    def bind(self, *, flow, backbone) -> None:
+        """ConfigError unless the flow is discrete and the backbone gives a variance: told before anything is trained."""
+        channels = backbone.streams["image"][0]
+        self.check(flow, channels, getattr(backbone, "out_channels", channels))
+
+    @staticmethod
+    def check(flow, channels: int, outputs: int) -> None:
+        if getattr(getattr(flow, "path", None), "predicts", "velocity") != "noise":
+            raise ConfigError(f"flow_loss: HybridLoss needs flow=dict(type='DiscreteFlow'), got {type(flow).__name__}.")
+        if outputs != 2 * channels:
+            raise ConfigError(f"flow_loss: HybridLoss needs a backbone with learn_sigma=True, whose output has "
+                              f"{2 * channels} channels; this one's has {outputs}.")  # fmt: skip
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         path, pred, x0 = getattr(step.flow, "path", None), step.out.pred["image"], step.noisy.data["image"]
-        if getattr(path, "predicts", "velocity") != "noise":
-            raise ConfigError(
-                f"flow_loss: HybridLoss needs flow=dict(type='DiscreteFlow'), got {type(step.flow).__name__}."
-            )
         channels = x0.shape[1]
-        if pred.shape[1] != 2 * channels:
-            raise ConfigError(
-                f"flow_loss: HybridLoss needs a backbone with learn_sigma=True, whose output has {2 * channels} channels; "
-                f"this one's has {pred.shape[1]}."
-            )
+        self.check(step.flow, channels, pred.shape[1])
         eps, v = pred[:, :channels], pred[:, channels:]
         alone = replace(step, out=step.out._replace(pred={**step.out.pred, "image": eps}))
         losses = super().forward(alone)
