@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from support.runs import ROOT, environment
 
-from ahpa import interop
 from ahpa.backbones.layers import sincos_2d
 from ahpa.engine import checkpoint
 from ahpa.engine.inference import Generator
+from ahpa.interop import published as interop
 from ahpa.registry import UserError
 
 D, DEPTH, HEADS, P, C, SIDE = 48, 3, 4, 2, 4, 8
 
 
-def published(layout, *, seed=0):
+def made(layout, *, seed=0):
     """A random state dict of the layout with the keys and shapes of the notes on published checkpoints, made by hand."""
     stream = torch.Generator().manual_seed(seed)
 
@@ -100,14 +100,14 @@ def forward(state, x, t, label):
 
 def write(path, state, **entries):
     torch.save(
-        {"ema": state, "model": published("sit", seed=9), "steps": 7, "args": argparse.Namespace(model="x"), **entries},
+        {"ema": state, "model": made("sit", seed=9), "steps": 7, "args": argparse.Namespace(model="x"), **entries},
         path,
     )
     return path
 
 
 def bring(tmp_path, layout, **options):
-    source = write(tmp_path / "in.pt", published(layout))
+    source = write(tmp_path / "in.pt", made(layout))
     done = interop.import_weights(
         source, tmp_path / "ours.pth", layout=layout, num_heads=HEADS, vae="bundled", **options
     )
@@ -119,7 +119,7 @@ def test_round_trip_is_bit_exact(tmp_path, layout):
     _, ours = bring(tmp_path, layout)
     interop.export_weights(ours, tmp_path / "back.pt", layout=layout)
     back = torch.load(tmp_path / "back.pt", weights_only=True)["ema"]
-    wanted = {key: value for key, value in published(layout).items() if not key.startswith(("projectors.", "ap_head."))}
+    wanted = {key: value for key, value in made(layout).items() if not key.startswith(("projectors.", "ap_head."))}
     if layout == "sit":  # the variance's half is not kept
         for name in ("weight", "bias"):
             value = wanted[f"final_layer.linear.{name}"]
@@ -139,7 +139,7 @@ def test_forward_parity(tmp_path, layout):
     with torch.no_grad():
         ours = generator.backbone({"image": x}, t, label).pred["image"]
     embedded = {"sit": 1 - t, "dit": (t * 1000).round()}.get(layout, t)
-    wanted = forward(published(layout), x, embedded, label)
+    wanted = forward(made(layout), x, embedded, label)
     wanted = -wanted[:, :C] if layout == "sit" else wanted
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
 
@@ -160,7 +160,7 @@ def test_what_is_left_out_is_told_and_either_weights_can_be_had(tmp_path):
     )
     assert raw["backbone"]["depth"] == DEPTH and raw["backbone"]["num_classes"] == 10
     bare = tmp_path / "bare.pt"
-    torch.save({f"module.{key}": value for key, value in published("dit").items()}, bare)
+    torch.save({f"module.{key}": value for key, value in made("dit").items()}, bare)
     assert interop.import_weights(bare, tmp_path / "x.pth", layout="dit", num_heads=HEADS)["backbone"]["learn_sigma"]
 
 
@@ -180,7 +180,7 @@ class Evil:
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, capsys):
-    state, target = published("repa"), tmp_path / "out.pth"
+    state, target = made("repa"), tmp_path / "out.pth"
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"ema": Evil()}))
     cases = {
         "unknown keys": (dict(state, **{"blocks.0.extra": torch.ones(1)}), "blocks.0.extra"),
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, capsys):
 
 
 def test_the_command(tmp_path):
-    source = write(tmp_path / "in.pt", published("dit"))
+    source = write(tmp_path / "in.pt", made("dit"))
     command = [sys.executable, "tools/import_weights.py", "--format", "dit", str(source), str(tmp_path / "ours.pth"),
                "--num-heads", str(HEADS), "--vae", "bundled"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)

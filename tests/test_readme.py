@@ -10,6 +10,8 @@ from PIL import Image
 from support.runs import ROOT, TINY, environment, scalars
 
 sys.path.insert(0, str(ROOT / "tools"))
+import import_weights as import_tool
+import publish as publish_tool
 import sample as sample_tool
 import train as train_tool
 
@@ -37,7 +39,8 @@ def test_the_two_commands_are_there_as_promised():
 def test_every_command_parses_and_names_files_that_exist(command):
     words = shlex.split(command.split("&&")[-1])
     at = next(i for i, word in enumerate(words) if word.startswith("tools/"))
-    tool = {"tools/train.py": train_tool, "tools/sample.py": sample_tool}[words[at]]
+    tools = (train_tool, sample_tool, import_tool, publish_tool)
+    tool = {f"tools/{tool.__name__}.py": tool for tool in tools}[words[at]]
     args = tool.parse(words[at + 1 :])
     if tool is train_tool:
         assert (ROOT / args.config).exists()

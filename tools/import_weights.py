@@ -1,6 +1,7 @@
 """Published checkpoints into ours, and back: python tools/import_weights.py --format repa IN OUT [--export] (see --help).
 
 An imported file is sampled from by tools/sample.py. Nothing in a file is executed; unknown keys are named and refused.
+--format diffusers reads and writes a pipeline folder (SiT and DiT) that DiffusionPipeline.from_pretrained loads.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from ahpa.registry import UserError
 def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--format", required=True, help="sit, dit, repa, irepa, sra, reg or repa-t2i")
-    add("source", type=Path, metavar="IN", help="a published file (.pt, .pth, .safetensors); with --export one of ours")
+    add("--format", required=True, help="sit, dit, repa, irepa, sra, reg, repa-t2i or diffusers")
+    add("source", type=Path, metavar="IN", help="a published file (.pt, .pth, .safetensors) or folder; with --export a "
+        "checkpoint or run of ours")  # fmt: skip
     add("target", type=Path, metavar="OUT", help="where the result is written")
     add("--export", action="store_true", help="the other way: our checkpoint's backbone in the published layout")
     add("--weights", choices=("ema", "model"), default="ema", help="which weights, where a file has both")
@@ -27,14 +29,21 @@ def parse(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> int:
     args = parse(arguments)
     try:
-        from ahpa import interop
+        from ahpa.interop import pipeline_folder, published
 
+        if args.export and args.format == "diffusers":
+            usage = pipeline_folder.write_pipeline(args.source, args.target, weights=args.weights, vae=args.vae)
+            print(f"pipeline folder: {args.target}\nload it: {usage}")
+            return 0
         if args.export:
-            count = interop.export_weights(args.source, args.target, layout=args.format, weights=args.weights)
+            count = published.export_weights(args.source, args.target, layout=args.format, weights=args.weights)
             print(f"{count} tensors: {args.target}")
             return 0
-        done = interop.import_weights(args.source, args.target, layout=args.format, weights=args.weights, vae=args.vae,
-                                      num_heads=args.num_heads)  # fmt: skip
+        if args.format == "diffusers":
+            done = pipeline_folder.read_pipeline(args.source, args.target, vae=args.vae)
+        else:
+            done = published.import_weights(args.source, args.target, layout=args.format, weights=args.weights,
+                                            vae=args.vae, num_heads=args.num_heads)  # fmt: skip
         print(f"backbone: {done['backbone']}  resolution: {done['resolution']}")
         if done["left_out"]:
             print(f"left out: {', '.join(done['left_out'])}")

@@ -14,7 +14,7 @@ from ahpa.registry import UserError
 def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("checkpoint", help="a checkpoint, or the work dir of a run for its newest valid one")
+    add("checkpoint", help="a checkpoint, a run's work dir (its newest valid one), a published folder or hub id")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--demo", action="store_true", help="the bundled autoencoder")
     source.add_argument("--vae", metavar="ID_OR_PATH", help="instead of the autoencoder that the run used")

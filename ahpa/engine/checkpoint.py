@@ -9,7 +9,11 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,25 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         ) from error
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `path` only when it is complete. UserError where something bears it."""
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another name, or remove it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        os.replace(aside, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def save(state: dict[str, Any], path: Path) -> None:
     """Writes `state` (tensors and plain Python data only) to `path`, atomically and with its checksum."""
     buffer = io.BytesIO()
@@ -67,6 +90,12 @@ def save(state: dict[str, Any], path: Path) -> None:
     buffer.seek(0, io.SEEK_END)
     buffer.write(MARK + digest)
     write_file(Path(path), buffer.getbuffer())
+
+
+def save_imported(model: dict, state: dict[str, Any], path: Path, *, layout: str) -> None:
+    """Writes a backbone that was trained elsewhere as a checkpoint of no iteration, with the config of its model."""
+    meta = dict(iteration=0, seed=0, config=dict(model=model), imported=dict(layout=layout))
+    save(dict(model={f"backbone.{key}": value for key, value in state.items()}, ema=state, meta=meta), path)
 
 
 def verify(path: Path) -> None:

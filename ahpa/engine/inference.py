@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..registry import GUIDANCES, SAMPLERS, UserError, nearest
 from ..registry.contracts import Streams
-from . import checkpoint
 from .denoiser import generator_parts
 from .optim import DTYPES, check_precision
+from .shared import read_run
 
 
 class Noise:
@@ -40,23 +40,21 @@ class Generator:
 
     @classmethod
     def load(cls, path: Path | str, *, vae: Mapping | None = None, device="cpu", weights: str = "ema") -> "Generator":
-        """Reads a checkpoint's EMA (or `weights='model'`, the raw ones). `vae` replaces the tokenizer's config.
+        """Reads the EMA (or `weights='model'`, the raw ones) of a checkpoint, a run's work dir, a published folder or a
+        hub id. `vae` replaces the tokenizer's config.
 
-        Its config is plain data: nothing in a checkpoint is executed. Raises UserError where the file or the
-        autoencoder's weights are missing.
+        Its config is plain data: nothing in it is executed. Raises UserError where the file or the autoencoder's
+        weights are missing.
         """
-        state = checkpoint.load(path, device="cpu")
-        model = dict(state["meta"]["config"]["model"])
+        model, own = read_run(path, weights)
         wanted = ("resolution", "tokenizer", "backbone", "flow", "conditioner")
         chosen = {key: model[key] for key in wanted if key in model} | ({"tokenizer": vae} if vae else {})
         parts = generator_parts(**chosen)
-        if weights == "model":
-            own = {k.removeprefix("backbone."): v for k, v in state["model"].items() if k.startswith("backbone.")}
-        elif weights == "ema":
-            own = state["ema"]
-        else:
-            raise UserError(f"weights: 'ema' or 'model', got {weights!r}.")
-        parts["backbone"].load_state_dict(own)
+        try:
+            parts["backbone"].load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{path}: the weights do not fit the config's backbone: {reason}") from error
         for name in ("tokenizer", "conditioner"):
             if hasattr(parts[name], "load"):
                 parts[name].load()

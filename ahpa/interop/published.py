@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import checkpoint
-from .registry import BACKBONES, UserError, build, nearest
+from ..engine import checkpoint
+from ..engine.shared import read_run
+from ..registry import BACKBONES, UserError, build, nearest
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # attention heads of the published widths; shapes do not tell them
 FORMATS = {  # backbone; options beyond the sizes; keys that belong to the alignment and not to the backbone
@@ -91,7 +92,7 @@ def import_weights(source: Path, target: Path, *, layout: str, weights: str = "e
     UserError for an unknown layout, for keys or shapes that do not fit, and for positions that are not the formula's.
     """
     if layout not in FORMATS:
-        raise UserError(f"--format: {layout!r} is unknown{nearest(layout, FORMATS)}")
+        raise UserError(f"--format: {layout!r} is unknown{nearest(layout, [*FORMATS, 'diffusers'])}")
     kind, extra, foreign = FORMATS[layout]
     state = read_published(Path(source), weights)
     own, side, channels = sizes_of(state, kind, num_heads)
@@ -116,9 +117,7 @@ def import_weights(source: Path, target: Path, *, layout: str, weights: str = "e
         model |= dict(flow=dict(type="DiscreteFlow"), flow_loss=dict(type="HybridLoss"))
     if kind == "MMDiT":
         model["conditioner"] = dict(type="TextConditioner", encoder=dict(type="CLIPTextEncoder"))
-    meta = dict(iteration=0, seed=0, config=dict(model=model), imported=dict(layout=layout, weights=weights))
-    whole = {f"backbone.{key}": value for key, value in state.items()}
-    checkpoint.save(dict(model=whole, ema=state, meta=meta), Path(target))
+    checkpoint.save_imported(model, state, Path(target), layout=layout)
     return dict(backbone=options, resolution=model["resolution"], left_out=left_out)
 
 
@@ -150,18 +149,15 @@ def export_weights(source: Path, target: Path, *, layout: str, weights: str = "e
     UserError where the checkpoint's backbone is another than the layout's.
     """
     if layout not in FORMATS:
-        raise UserError(f"--format: {layout!r} is unknown{nearest(layout, FORMATS)}")
+        raise UserError(f"--format: {layout!r} is unknown{nearest(layout, [*FORMATS, 'diffusers'])}")
     kind, extra, _ = FORMATS[layout]
-    saved = checkpoint.load(source)
-    model = saved["meta"]["config"]["model"]
+    model, state = read_run(source, weights)
     options = dict(model["backbone"])
     fits = options["type"] == kind and all(options.get(key, False) == value for key, value in extra.items())
     turned = bool(options.get("reversed_time"))
     if not fits or (layout != "sit" and turned):
         raise UserError(f"{source} holds a {options['type']}{' of reversed time' * turned}; the layout {layout!r} is "
                         f"that of a {kind}{' of reversed time' * bool(extra)}.")  # fmt: skip
-    own = {key.removeprefix("backbone."): v for key, v in saved["model"].items() if key.startswith("backbone.")}
-    state = saved["ema"] if weights == "ema" else own
     channels = state["x_embedder.proj.weight"].shape[1]
     side = model["resolution"] // DOWNSAMPLE
     backbone = build(BACKBONES, options, where="backbone", input_size=side, in_channels=channels)
