@@ -1,6 +1,7 @@
-"""SRA 2's alignment, `_sra2`: the latent itself as the target, a five-layer MLP, smooth L1 (no code exists; widths inferred).
+"""SRA 2's alignment, `_sra2`: the latent itself as the target, a five-layer MLP, smooth L1.
 
-The block and the head's width, twice the model's, are those of B; other sizes set theirs.
+No code of it exists: the widths are inferred. The block and the head's width, twice the model's, are those of B; other
+sizes set theirs.
 """
 
 _sra2 = dict(
