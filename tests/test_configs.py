@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ahpa import cli
-from ahpa.analysis.cost import added_macs
+from ahpa.analysis.cost import added_macs, forward_macs, parameter_counts
 from ahpa.engine import config as configs
 from ahpa.engine.dryrun import synthetic_batch
 from ahpa.engine.optim import build_optimizer
@@ -177,6 +177,27 @@ def test_512px_targets_are_of_1024_tokens(method, weight):
     assert model.backbone.grid == (32, 32) and alignment.tap == 8 and alignment.weight(None) == weight
     strides = {level.stride for name in model.priors for level in model.priors[name].spec(model.backbone).values()}
     assert strides <= {0, 16}  # of the image's pixels: 512 / 16 = 32, so the target needs no resizing
+
+
+@pytest.mark.parametrize("name", ["sit-xl", "sra_dit-xl", "reg_dit-xl", "dupa_dit-xl", "reg_mmdit", "dupa_mmdit",
+                                  "dupa_sit-xl_512px"])  # fmt: skip
+def test_the_cost_table_of_the_docs(name):
+    """docs/methods.md: parameters, multiply-accumulates with and without attention's products, and a training step's."""
+    lines = (ROOT / "docs" / "methods.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{name}` |") and " / " in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+    model = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py"))
+    counts, (both, products), added = parameter_counts(model), forward_macs(model.backbone), added_macs(model)
+    heads, teacher = (
+        [sum(v[i] for part, v in added.items() if part.startswith(kind)) for i in (0, 1)]
+        for kind in ("projector", "prior")
+    )
+    backbone = counts.pop("backbone")
+    step = model.flow.views * (both - products + heads[0]) + teacher[0] - teacher[1]
+    shown = lambda value, scale, digits: f"{value / scale:.{digits}f}" if value else ""  # noqa: E731
+    pair = lambda a, b: f"{a / 1e9:.2f} / {(a - b) / 1e9:.2f}" if a else ""  # noqa: E731
+    assert cells[:6] == [shown(backbone, 1e6, 1), shown(sum(counts.values()), 1e6, 2), pair(both, products),
+                         shown(heads[0], 1e9, 2), pair(*teacher), shown(step, 1e9, 2)]  # fmt: skip
 
 
 def test_multi_is_three_alignments_of_a_third():
