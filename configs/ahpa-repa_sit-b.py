@@ -5,13 +5,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: not a row of a table (no repository offers it).
 """
 
-_base_ = ["repa_sit-b_matched.py"]
-_base_.model.priors.vae = dict(type="VAETaps")
-_base_.model.alignments.ahpa = dict(
-    tap=3,
-    source="vae",
-    router=dict(type="MLPRouter", groups="4/4"),
-    projector=dict(type="ConvProjector", layers=1, kernel=3),
-    criteria=dict(cosine=dict(type="CosineLoss")),
-    weight=1.0,
-)
+_base_ = ["repa_sit-b_matched.py", "_base_/ahpa.py"]
+_base_.model.priors.vae = _base_._ahpa.priors.vae
+_base_.model.alignments.ahpa = dict(_base_._ahpa.alignments.main, router=dict(type="MLPRouter", groups="4/4"))

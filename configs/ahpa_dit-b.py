@@ -5,18 +5,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: not a row of a table.
 """
 
-_base_ = ["dit-b.py"]
-model = dict(
-    priors=dict(vae=dict(type="VAETaps")),
-    alignments=dict(
-        main=dict(
-            tap=3,
-            source="vae",
-            router=dict(type="MLPRouter", groups="4/4", resize="bilinear", depth=4, hidden_dim=256),
-            projector=dict(type="ConvProjector", layers=1, kernel=3),
-            criteria=dict(cosine=dict(type="CosineLoss")),
-            weight=1.0,
-        )
-    ),
-)
+_base_ = ["dit-b.py", "_base_/ahpa.py"]
+model = _base_._ahpa
 optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)

@@ -9,17 +9,6 @@ Paper: AHPA Table C.12, row "+ AHPA ODE-50": FID 5.02.
 Paper: AHPA Table C.12, row "+ AHPA SDE-250": FID 4.52.
 """
 
-_base_ = ["mmdit.py"]
-model = dict(
-    priors=dict(vae=dict(type="VAETaps")),
-    alignments=dict(
-        main=dict(
-            tap=6,
-            source="vae",
-            router=dict(type="MLPRouter", groups="4/4", resize="bilinear", depth=4, hidden_dim=256),
-            projector=dict(type="ConvProjector", layers=1, kernel=3),
-            criteria=dict(cosine=dict(type="CosineLoss")),
-            weight=1.0,
-        )
-    ),
-)
+_base_ = ["mmdit.py", "_base_/ahpa.py"]
+model = _base_._ahpa
+model.alignments.main.tap = 6

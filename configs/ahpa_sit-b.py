@@ -11,18 +11,6 @@ Paper: AHPA Table D.17, row "Exp 7": FID 25.5.
 Paper: AHPA Table 7, row "AHPA": gsnr_high_noise 11.9, gsnr_low_noise 10.8, gsnr_avg 11.6.
 """
 
-_base_ = ["sit-b.py"]
-model = dict(
-    priors=dict(vae=dict(type="VAETaps")),
-    alignments=dict(
-        main=dict(
-            tap=3,
-            source="vae",
-            router=dict(type="MLPRouter", groups="4/4", resize="bilinear", depth=4, hidden_dim=256),
-            projector=dict(type="ConvProjector", layers=1, kernel=3),
-            criteria=dict(cosine=dict(type="CosineLoss")),
-            weight=1.0,
-        )
-    ),
-)
+_base_ = ["sit-b.py", "_base_/ahpa.py"]
+model = _base_._ahpa
 optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)

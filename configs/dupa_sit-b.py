@@ -7,18 +7,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: no figure for this size.
 """
 
-_base_ = ["sit-b.py"]
-model = dict(
-    backbone=dict(type="DDT", encoder_depth=8),
-    flow=dict(views=2),
-    alignments=dict(
-        views=dict(
-            type="ViewAlignment",
-            tap=8,
-            out_dim=768,
-            projector=dict(type="MLPProjector", depth=3, hidden_dim=2048, gain=0.5),
-            criteria=dict(cosine=dict(type="CosineLoss")),
-            weight=0.5,
-        )
-    ),
-)
+_base_ = ["sit-b.py", "_base_/dupa.py"]
+model = _base_._dupa
+model.backbone = dict(type="DDT", encoder_depth=8)

@@ -7,7 +7,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: the method's own, 400K steps without guidance: FID 21.40 (REPA there 22.75).
 """
 
-_base_ = ["repa_sit-b.py"]
-_base_.model.priors.dino = dict(type="SpatialNorm", gamma=0.6, prior=_base_.model.priors.dino)
-_base_.model.alignments.main.projector = dict(type="ConvProjector", layers=1, kernel=3)
-_base_.model.alignments.main.weight = 1.0
+_base_ = ["sit-b.py", "_base_/irepa.py"]
+model = _base_._irepa
+optim_wrapper = dict(clip_grad=1.0)

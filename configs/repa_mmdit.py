@@ -8,17 +8,6 @@ Paper: AHPA Table C.12, row "+ REPA ODE-50": FID 5.37.
 Paper: AHPA Table C.12, row "+ REPA SDE-250": FID 4.74.
 """
 
-_base_ = ["mmdit.py"]
-model = dict(
-    priors=dict(dino=dict(type="TimmEncoder", model="vit_base_patch14_dinov2.lvd142m")),
-    alignments=dict(
-        main=dict(
-            tap=8,
-            source="dino",
-            router=dict(type="StaticRouter", groups=dict(patch=["patch"])),
-            projector=dict(type="MLPProjector", depth=3, hidden_dim=2048),
-            criteria=dict(cosine=dict(type="CosineLoss")),
-            weight=0.5,
-        )
-    ),
-)
+_base_ = ["mmdit.py", "_base_/repa.py"]
+model = _base_._repa
+model.alignments.main.tap = 8

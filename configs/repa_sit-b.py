@@ -8,18 +8,6 @@ Paper: the method's own, 400K steps without guidance: FID 24.4.
 Paper: AHPA Table 7, row "REPA (DINOv2-B)": gsnr_high_noise 13.9, gsnr_low_noise 4.2, gsnr_avg 8.5.
 """
 
-_base_ = ["sit-b.py"]
-model = dict(
-    priors=dict(dino=dict(type="TimmEncoder", model="vit_base_patch14_dinov2.lvd142m")),
-    alignments=dict(
-        main=dict(
-            tap=4,
-            source="dino",
-            router=dict(type="StaticRouter", groups=dict(patch=["patch"])),
-            projector=dict(type="MLPProjector", depth=3, hidden_dim=2048),
-            criteria=dict(cosine=dict(type="CosineLoss")),
-            weight=0.5,
-        )
-    ),
-)
+_base_ = ["sit-b.py", "_base_/repa.py"]
+model = _base_._repa
 optim_wrapper = dict(clip_grad=1.0)

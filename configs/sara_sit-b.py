@@ -7,17 +7,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: no figure for this size.
 """
 
-_base_ = ["repa_sit-b.py"]
-model = dict(
-    alignments=dict(
-        main=dict(
-            tap=8,
-            weight=1.0,
-            criteria=dict(
-                cosine=dict(weight=0.5),
-                structure=dict(type="AutocorrelationLoss", reduction="mean", weight=0.5),
-                adversarial=dict(type="AdversarialLoss", weight=0.05),
-            ),
-        )
-    )
-)
+_base_ = ["sit-b.py", "_base_/sara.py"]
+model = _base_._sara
+optim_wrapper = dict(clip_grad=1.0)

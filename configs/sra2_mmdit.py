@@ -8,17 +8,6 @@ Paper: AHPA Table C.12, row "+ SRA 2 ODE-50": FID 5.65.
 Paper: AHPA Table C.12, row "+ SRA 2 SDE-250": FID 4.91.
 """
 
-_base_ = ["mmdit.py"]
-model = dict(
-    priors=dict(latent=dict(type="LatentPrior")),
-    alignments=dict(
-        main=dict(
-            tap=8,
-            source="latent",
-            router=dict(type="StaticRouter", groups=dict(latent=["latent"])),
-            projector=dict(type="MLPProjector", depth=5, hidden_dim=1536),
-            criteria=dict(l1=dict(type="SmoothL1Loss", beta=0.05)),
-            weight=1.0,
-        )
-    ),
-)
+_base_ = ["mmdit.py", "_base_/sra2.py"]
+model = _base_._sra2
+model.alignments.main.tap = 8

@@ -8,17 +8,5 @@ Paper: the method's own, 400K steps without guidance: FID 28.89.
 Paper: AHPA Table 7, row "SRA 2 (Latent)": gsnr_high_noise 12.0, gsnr_low_noise 3.1, gsnr_avg 7.2.
 """
 
-_base_ = ["sit-b.py"]
-model = dict(
-    priors=dict(latent=dict(type="LatentPrior")),
-    alignments=dict(
-        main=dict(
-            tap=2,
-            source="latent",
-            router=dict(type="StaticRouter", groups=dict(latent=["latent"])),
-            projector=dict(type="MLPProjector", depth=5, hidden_dim=1536),
-            criteria=dict(l1=dict(type="SmoothL1Loss", beta=0.05)),
-            weight=1.0,
-        )
-    ),
-)
+_base_ = ["sit-b.py", "_base_/sra2.py"]
+model = _base_._sra2

@@ -7,18 +7,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: the method's own, 400K steps without guidance: FID 29.10.
 """
 
-_base_ = ["sit-b.py"]
-model = dict(
-    tokenizer=dict(source="stabilityai/sd-vae-ft-ema"),
-    priors=dict(ema=dict(type="TeacherPrior", block=8, offset=0.2)),
-    alignments=dict(
-        main=dict(
-            tap=3,
-            source="ema",
-            router=dict(type="StaticRouter", groups=dict(teacher=["teacher"])),
-            projector=dict(type="MLPProjector", depth=2, hidden_dim=1536),
-            criteria=dict(l1=dict(type="SmoothL1Loss", beta=0.05)),
-            weight=0.2,
-        )
-    ),
-)
+_base_ = ["sit-b.py", "_base_/sra.py"]
+model = _base_._sra
+model.tokenizer = dict(source="stabilityai/sd-vae-ft-ema")

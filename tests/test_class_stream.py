@@ -1,16 +1,22 @@
 """A class vector that diffuses beside the image: forward pass, layout, loss and sampling written out (REG)."""
 
+import math
+
 import pytest
 import torch
+from test_mmdit import gelu, norm
 
 from ahpa.engine.dryrun import synthetic_batch
 from ahpa.engine.inference import Generator
-from ahpa.registry import BACKBONES, MODELS, ConfigError, build
+from ahpa.registry import BACKBONES, FLOW_LOSSES, FLOWS, GUIDANCES, MODELS, SAMPLERS, ConfigError, build
+from ahpa.registry.contracts import Denoised, Step, TextCond
 from ahpa.testing import check_backbone
 
 VIT = dict(type="TimmEncoder", model="vit_tiny_patch16_224", weights="random", precision="fp32",
            options=dict(embed_dim=16, depth=1, num_heads=2))  # fmt: skip
 SIT = dict(type="ClassStreamSiT", depth=3, hidden_size=48, num_heads=4, num_classes=10, class_width=16)
+DIT = {**SIT, "type": "ClassStreamDiT"}
+MMDIT = dict(type="ClassStreamMMDiT", depth=3, hidden_size=48, num_heads=4, text_dim=20, class_width=16)
 
 
 def model(**changes):
@@ -28,8 +34,9 @@ def model(**changes):
     return own
 
 
-def test_conformance():
-    check_backbone(SIT)
+@pytest.mark.parametrize("backbone", [SIT, DIT, MMDIT], ids=lambda backbone: backbone["type"])
+def test_conformance(backbone):
+    check_backbone(backbone)
 
 
 def test_the_published_layout():
@@ -126,3 +133,164 @@ def test_without_a_target_for_it_the_first_token_is_left_out():
 def test_mistakes(changes, word):
     with pytest.raises(ConfigError, match=word):
         model(**changes)
+
+
+# ------------------------------------------------------------------------------------------------ DiT
+
+
+def moved(cfg, seed=0):
+    torch.manual_seed(seed)
+    net = build(BACKBONES, cfg, input_size=8, in_channels=4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return net.eval()
+
+
+def test_dit_is_sit_on_the_steps_numbers():
+    """The same weights, given t * 1000 where SiT is given t; the class vector's prediction has no variance."""
+    dit = moved(DIT)
+    sit = build(BACKBONES, {**SIT, "learn_sigma": True}, input_size=8, in_channels=4).eval()
+    sit.load_state_dict(dit.state_dict())
+    x = {"image": torch.randn(2, 4, 8, 8), "cls": torch.randn(2, 16)}
+    index, label = torch.tensor([37, 999]), torch.tensor([1, 10])
+    ours, theirs = dit(x, index / 1000, label, frozenset({2})), sit(x, index.float(), label, frozenset({2}))
+    assert ours.pred["image"].shape == (2, 8, 8, 8) and ours.pred["cls"].shape == (2, 16)
+    for name, value in ours.pred.items():
+        torch.testing.assert_close(value, theirs.pred[name])
+    torch.testing.assert_close(ours.taps[2].tokens, theirs.taps[2].tokens)
+
+
+def test_the_hybrid_loss_takes_the_plain_square_of_the_vector():
+    flow = build(FLOWS, dict(type="DiscreteFlow"))
+    data = {"image": torch.randn(5, 4, 4, 4), "cls": torch.randn(5, 16)}
+    noisy = flow.sample(data, torch.Generator().manual_seed(0))
+    pred = {"image": torch.randn(5, 8, 4, 4), "cls": torch.randn(5, 16)}
+    step = Step(batch={}, flow=flow, noisy=noisy, out=Denoised(pred, {}))
+    losses = build(FLOW_LOSSES, dict(type="HybridLoss", weights=dict(cls=0.03)))(step)
+    assert set(losses) == {"loss_flow", "loss_flow_cls", "loss_flow_vlb"}
+    by_hand = [sum((float(a) - float(b)) ** 2 for a, b in zip(p, e, strict=True)) / 16
+               for p, e in zip(pred["cls"], noisy.noise["cls"], strict=True)]  # fmt: skip
+    assert float(losses["loss_flow_cls"]) == pytest.approx(0.03 * sum(by_hand) / 5, rel=1e-5)
+    image = pred["image"][:, :4] - noisy.noise["image"]
+    torch.testing.assert_close(losses["loss_flow"], image.square().mean())
+    alone = Step(batch={}, flow=flow, out=Denoised({"image": pred["image"]}, {}),
+                 noisy=noisy._replace(target={"image": noisy.target["image"]}))  # fmt: skip
+    assert torch.equal(build(FLOW_LOSSES, dict(type="HybridLoss"))(alone)["loss_flow_vlb"], losses["loss_flow_vlb"])
+
+
+def chain():
+    """-> abar at steps 0, 500 and 999 of betas 1e-4 .. 0.02, in plain numbers."""
+    abar, product = [], 1.0
+    for i in range(1000):
+        product *= 1 - (1e-4 + (0.02 - 1e-4) * i / 999)
+        abar.append(product)
+    return abar[0], abar[500], abar[999]
+
+
+def test_ddpm_steps_the_vector_with_beta_tilde_and_the_image_with_its_own_variance():
+    low, mid, high = chain()
+    x = {
+        "image": torch.full((1, 4, 1, 1), 0.9, dtype=torch.float64),
+        "cls": torch.full((1, 2), 0.9, dtype=torch.float64),
+    }
+    kick, seen = 1.5, []
+
+    def model(state, t):
+        seen.append((float(state["image"][0, 0, 0, 0]), float(state["cls"][0, 0])))
+        ones = torch.ones_like(state["image"])
+        return {"image": torch.cat([0.3 * state["image"], ones], 1), "cls": 0.3 * state["cls"]}  # v = 1: variance beta
+
+    noise = lambda state: {name: torch.full_like(value, kick) for name, value in state.items()}  # noqa: E731
+    path = build(FLOWS, dict(type="DiscreteFlow")).path
+    out = SAMPLERS.get("ddpm")(model, x, steps=3, path=path, noise=noise)
+    image = cls = 0.9
+    for abar, before in ((high, mid), (mid, low), (low, 1.0)):
+        beta = 1 - abar / before
+        small = (1 - before) / (1 - abar) * beta  # DDPM section 3.2: beta_tilde
+        assert seen.pop(0) == pytest.approx((image, cls), rel=1e-5)
+        mean = lambda s, a=abar, b=beta: (s - b / math.sqrt(1 - a) * 0.3 * s) / math.sqrt(1 - b)  # noqa: E731  eq. 11
+        last = before == 1.0
+        image = mean(image) + (0 if last else math.sqrt(beta) * kick)
+        cls = mean(cls) + (0 if last else math.sqrt(small) * kick)
+    assert float(out["image"][0, 0, 0, 0]) == pytest.approx(image, rel=1e-5)
+    assert float(out["cls"][0, 0]) == pytest.approx(cls, rel=1e-5)
+
+
+def test_guided_channels_of_the_image_leave_the_vector_guided_whole():
+    net = moved(DIT)
+    x = {"image": torch.randn(2, 4, 8, 8), "cls": torch.randn(2, 16)}
+    label, null = torch.tensor([1, 2]), torch.tensor([10, 10])
+    of = lambda s, t, cond: net(s, t, cond).pred  # noqa: E731
+    out = GUIDANCES.get("classifier-free")(of, label, null, 2.5, channels=3)(x, torch.tensor(0.5))
+    own, bare = (of(x, torch.full((2,), 0.5), cond) for cond in (label, null))
+    guided = {name: bare[name] + 2.5 * (own[name] - bare[name]) for name in own}
+    torch.testing.assert_close(out["cls"], guided["cls"])
+    torch.testing.assert_close(out["image"][:, :3], guided["image"][:, :3])
+    torch.testing.assert_close(out["image"][:, 3:], own["image"][:, 3:])  # the fourth channel, and the variance
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_a_model_on_discrete_steps_trains_and_samples(sampler):
+    loss = dict(type="HybridLoss", weights=dict(cls=0.03))
+    own = model(backbone=DIT, flow=dict(type="DiscreteFlow"), flow_loss=loss)
+    terms = own.loss({**synthetic_batch(own, batch=2), "noise_seed": 1})
+    assert {"loss_flow", "loss_flow_cls", "loss_flow_vlb", "loss_main_cosine"} <= set(terms)
+    generator = Generator(tokenizer=own.tokenizer, backbone=own.ema, flow=own.flow, conditioner=own.conditioner)
+    images = generator.sample([1, 2], sampler=sampler, steps=3, cfg_scale=2.0, cfg_channels=3)
+    assert images.shape == (2, 3, 64, 64)
+
+
+# ------------------------------------------------------------------------------------------------ MMDiT
+
+
+def test_the_joint_pass_written_out():
+    """MMDiT's blocks over 5 text tokens and 1 + 16 image tokens: one softmax over all 22, written out with plain operations."""
+    net = moved(MMDIT)
+    x = {"image": torch.randn(2, 4, 8, 8), "cls": torch.randn(2, 16)}
+    t, cond = torch.tensor([0.2, 0.7]), TextCond(torch.randn(2, 5, 20))
+    out, w = net(x, t, cond, taps=frozenset({1, 2, 3})), net.state_dict()
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    token = linear("cls_projectors2", x["cls"])
+    token = (token - token.mean(-1, keepdim=True)) / (token.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    token = token * w["wg_norm.weight"] + w["wg_norm.bias"]
+    image = torch.cat([token[:, None], net.x_embedder(x["image"]) + net.pos_embed], 1)  # [B, 17, D]
+    text, c = linear("context_embedder", cond.tokens), torch.nn.functional.silu(net.t_embedder(t))
+    for i in range(3):
+        names, tokens = [f"joint_blocks.{i}.{half}_block" for half in ("context", "x")], [text, image]
+        mods = [linear(f"{name}.adaLN_modulation.1", c)[:, None].split(48, -1) for name in names]
+        packed = torch.cat([linear(f"{name}.attn.qkv", norm(h) * (1 + m[1]) + m[0])
+                            for name, h, m in zip(names, tokens, mods, strict=True)], 1)  # fmt: skip
+        q, k, v = (part.unflatten(-1, (4, 12)).transpose(1, 2) for part in packed.split(48, -1))
+        attended = ((q @ k.mT / math.sqrt(12)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        updated = []
+        for name, h, m, rows in zip(names, tokens, mods, (attended[:, :5], attended[:, 5:]), strict=True):
+            if len(m) == 6:
+                h = h + m[2] * linear(f"{name}.attn.proj", rows)
+                h = h + m[5] * linear(f"{name}.mlp.fc2", gelu(linear(f"{name}.mlp.fc1", norm(h) * (1 + m[4]) + m[3])))
+            updated.append(h)
+        text, image = updated
+        assert out.taps[i + 1].prefix == 1
+        torch.testing.assert_close(out.taps[i + 1].tokens, image, rtol=1e-4, atol=1e-5)
+    shift, scale = linear("final_layer.adaLN_modulation.1", c)[:, None].split(48, -1)
+    final = norm(image) * (1 + scale) + shift
+    torch.testing.assert_close(out.pred["cls"], linear("final_layer.linear_cls", final[:, 0]), rtol=1e-4, atol=1e-5)
+    wanted = net.unpatchify(linear("final_layer.linear", final[:, 1:]))
+    torch.testing.assert_close(out.pred["image"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_text_starts_zero_or_as_pytorch_does():
+    x = {"image": torch.randn(1, 4, 8, 8), "cls": torch.randn(1, 16)}
+    for zero in (True, False):
+        net = build(BACKBONES, {**MMDIT, "adaln_zero": zero}, input_size=8, in_channels=4)
+        pred = net(x, torch.tensor([0.5]), TextCond(torch.randn(1, 5, 20))).pred
+        assert all(bool((part == 0).all()) == zero for part in pred.values())
+
+
+def test_a_model_of_text_trains_and_samples():
+    words = dict(type="TextConditioner", encoder=dict(type="WordEncoder", width=20, length=6))
+    own = model(backbone=MMDIT, conditioner=words)
+    batch = synthetic_batch(own, batch=2)
+    assert {"loss_flow", "loss_flow_cls", "loss_main_cosine"} <= set(own.loss({**batch, "noise_seed": 1}))
+    generator = Generator(tokenizer=own.tokenizer, backbone=own.ema, flow=own.flow, conditioner=own.conditioner)
+    assert generator.sample(["a red star"], sampler="sde", steps=2, cfg_scale=2.0).shape == (1, 3, 64, 64)

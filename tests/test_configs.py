@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ahpa import cli
-from ahpa.analysis.cost import added_macs
+from ahpa.analysis.cost import added_macs, forward_macs, parameter_counts
 from ahpa.engine import config as configs
 from ahpa.engine.dryrun import synthetic_batch
 from ahpa.engine.optim import build_optimizer
@@ -124,6 +124,8 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("sra_sit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.2)),
     ("sra2_sit-b", dict(tap=2, groups=[1], router="StaticRouter", out_dim=16, weight=1.0)),
     ("sra2_sit-l", dict(tap=8, groups=[1], router="StaticRouter", out_dim=16, weight=1.0)),
+    ("sra_dit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.2)),
+    ("repa_mmdit", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
 ]
 
 
@@ -136,6 +138,66 @@ def test_settings_of_the_paper(name, wanted):
     assert alignment.router.out_dim == wanted.get("out_dim", alignment.router.out_dim)
     assert alignment.weight(None) == wanted.get("weight", 1.0)
     assert model.backbone.grid == (16, 16)
+
+
+METHODS = ("repa", "irepa", "sara", "sra", "sra2", "reg", "dupa", "ahpa")
+SIZES = ("sit-b", "sit-l", "sit-xl", "sit-xl_512px", "dit-b", "dit-xl", "mmdit")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
+    """What a brick says stays; the block and the head's width follow the size."""
+    cfg, base = (configs.load(ROOT / "configs" / f"{method}_{name}.py")["model"] for name in (size, "sit-b"))
+    own, wanted = ({**c["alignments"]} for c in (cfg, base))
+    assert set(own) == set(wanted) and set(cfg["priors"]) == set(base["priors"])
+    for name in own:
+        for part in ("type", "source", "router", "criteria", "weight", "out_dim"):
+            assert own[name].get(part) == wanted[name].get(part), part
+        head, first = (dict(alignments[name]["projector"]) for alignments in (own, wanted))
+        if method in ("sra", "sra2"):
+            assert head.pop("hidden_dim") == 2 * cfg["backbone"]["hidden_size"] and first.pop("hidden_dim")
+        assert head == first
+    assert cfg.get("streams") == base.get("streams") and cfg["flow"].get("views") == base["flow"].get("views")
+    assert cfg["resolution"] == (512 if "512px" in size else 256)
+    loss = "HybridLoss" if size.startswith("dit") else "FlowMatchingLoss"
+    assert cfg["flow_loss"] == {**base["flow_loss"], "type": loss}
+
+
+def test_the_teachers_of_dit_draw_whole_steps():
+    for name, block in (("sra_dit-b", 8), ("sra_dit-xl", 16)):
+        prior = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")).priors["ema"]
+        assert (prior.block, prior.offset, prior.steps, prior.least) == (block, 0.2, 1000, 0.001)
+
+
+@pytest.mark.parametrize("method, weight", [("irepa", 1.0), ("sara", 1.0), ("reg", 0.5), ("dupa", 0.5), ("sra", 0.2)])
+def test_512px_targets_are_of_1024_tokens(method, weight):
+    model = configs.check_config(configs.load(ROOT / "configs" / f"{method}_sit-xl_512px.py"))
+    alignment = next(iter(model.alignments.values()))
+    assert model.backbone.grid == (32, 32) and alignment.tap == 8 and alignment.weight(None) == weight
+    strides = {level.stride for name in model.priors for level in model.priors[name].spec(model.backbone).values()}
+    assert strides <= {0, 16}  # of the image's pixels: 512 / 16 = 32, so the target needs no resizing
+
+
+@pytest.mark.parametrize("name", ["sit-xl", "sra_dit-xl", "reg_dit-xl", "dupa_dit-xl", "reg_mmdit", "dupa_mmdit",
+                                  "dupa_sit-xl_512px"])  # fmt: skip
+def test_the_cost_table_of_the_docs(name):
+    """docs/methods.md: parameters, multiply-accumulates with and without attention's products, and a training step's."""
+    lines = (ROOT / "docs" / "methods.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{name}` |") and " / " in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+    model = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py"))
+    counts, (both, products), added = parameter_counts(model), forward_macs(model.backbone), added_macs(model)
+    heads, teacher = (
+        [sum(v[i] for part, v in added.items() if part.startswith(kind)) for i in (0, 1)]
+        for kind in ("projector", "prior")
+    )
+    backbone = counts.pop("backbone")
+    step = model.flow.views * (both - products + heads[0]) + teacher[0] - teacher[1]
+    shown = lambda value, scale, digits: f"{value / scale:.{digits}f}" if value else ""  # noqa: E731
+    pair = lambda a, b: f"{a / 1e9:.2f} / {(a - b) / 1e9:.2f}" if a else ""  # noqa: E731
+    assert cells[:6] == [shown(backbone, 1e6, 1), shown(sum(counts.values()), 1e6, 2), pair(both, products),
+                         shown(heads[0], 1e9, 2), pair(*teacher), shown(step, 1e9, 2)]  # fmt: skip
 
 
 def test_multi_is_three_alignments_of_a_third():

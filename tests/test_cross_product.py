@@ -17,7 +17,9 @@ VIT = dict(type="TimmEncoder", model="vit_tiny_patch16_224", weights="random", p
 SMALL = dict(depth=2, hidden_size=24, num_heads=2)
 BACKBONE = {
     "SiT": dict(SMALL, num_classes=10), "DiT": dict(SMALL, num_classes=10), "DDT": dict(SMALL, num_classes=10, encoder_depth=1),
-    "ClassStreamSiT": dict(SMALL, num_classes=10, class_width=16), "MMDiT": dict(SMALL, text_dim=12)}  # fmt: skip
+    "ClassStreamSiT": dict(SMALL, num_classes=10, class_width=16), "MMDiT": dict(SMALL, text_dim=12),
+    "ClassStreamDiT": dict(SMALL, num_classes=10, class_width=16), "DDTDiT": dict(SMALL, num_classes=10, encoder_depth=1),
+    "ClassStreamMMDiT": dict(SMALL, text_dim=12, class_width=16), "DDTMMDiT": dict(SMALL, text_dim=12, encoder_depth=1)}  # fmt: skip
 PRIOR = {  # options, and two groups of levels (a level may stand in both)
     "VAETaps": (dict(), "4/4"), "TimmEncoder": (VIT, "patch"),
     "OpenCLIPEncoder": (dict(model="ViT-B-32", weights="random", precision="fp32",
@@ -64,7 +66,7 @@ def test_all_routers_and_losses(backbone, prior, tokenizer):
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    flow = build(FLOWS, dict(type="DiscreteFlow" if backbone == "DiT" else "Flow"))
+    flow = build(FLOWS, dict(type="DiscreteFlow" if net.time_scale > 1 else "Flow"))
     options, groups = PRIOR[prior]
     groups = dict(mid=[groups], deep=[groups]) if isinstance(groups, str) and "/" not in groups else groups
     source = build(PRIORS, {**options, "type": prior})

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from ahpa.engine.dryrun import synthetic_batch
-from ahpa.registry import MODELS, PRIORS, ConfigError, build
+from ahpa.registry import MODELS, PATHS, PRIORS, ConfigError, build
 from ahpa.registry.contracts import Step
 
 SIT = dict(type="SiT", depth=4, hidden_size=32, num_heads=2, num_classes=10)
 
 
-def model(prior, level, *, tap=1, path="LinearPath", **alignment):
+def model(prior, level, *, tap=1, path="LinearPath", backbone=SIT, flow=None, flow_loss=None, **alignment):
     torch.manual_seed(0)
     model = build(MODELS, dict(
         type="AlignedDenoiser", resolution=64, tokenizer=dict(type="KLAutoencoder", source="bundled"), ema=0.9,
-        backbone=SIT, flow=dict(type="Flow", path=dict(type=path)), priors=dict(own=prior),
+        backbone=backbone, flow=flow or dict(type="Flow", path=dict(type=path)), flow_loss=flow_loss, priors=dict(own=prior),
         alignments=dict(main=dict(tap=tap, source="own", router=dict(type="StaticRouter", groups={level: [level]}),
                                   projector=dict(type="MLPProjector", depth=2, hidden_dim=16),
                                   criteria=dict(l1=dict(type="SmoothL1Loss", beta=0.05)), weight=0.2, **alignment))))  # fmt: skip
@@ -99,6 +99,41 @@ def test_offset_zero_is_the_students_time():
     assert torch.equal(own.priors["own"].time(step.noisy.t, step.generator), step.noisy.t)
 
 
+def test_the_draw_of_whole_steps_on_a_discrete_path():
+    """SRA on DiT: k of 0 .. 199, all alike, and at least step 1; the path and the network see the same whole step."""
+    prior = build(PRIORS, dict(type="TeacherPrior", block=1, offset=0.2, steps=1000, least=0.001))
+    path = build(PATHS, dict(type="DiscretePath"))
+    student = path.time(torch.full((40_000,), 700))
+    index = path.index(prior.time(student, torch.Generator().manual_seed(0)))
+    counts = torch.bincount(700 - index)
+    assert len(counts) == 200 and counts.min() > 130 and counts.max() < 275  # 200 expected, sd 14
+    early = path.index(prior.time(path.time(torch.arange(100)), torch.Generator().manual_seed(0)))
+    assert early.min() == 1 and (early[1:] <= torch.arange(1, 100)).all()
+    rounded = build(PRIORS, dict(type="TeacherPrior", block=1))  # without the options: 0 and 200 are half as often
+    counts = torch.bincount(700 - path.index(rounded.time(student, torch.Generator().manual_seed(0))))
+    assert len(counts) == 201 and counts[0] < 140 and counts[200] < 140 and counts[1:200].min() > 130
+
+
+def test_the_teacher_on_discrete_steps_written_out():
+    own = model(dict(type="TeacherPrior", block=3, steps=1000, least=0.001), "teacher", backbone=dict(SIT, type="DiT"),
+                flow=dict(type="DiscreteFlow"), flow_loss=dict(type="HybridLoss"))  # fmt: skip
+    step = step_of(own)
+    state = step.generator.get_state()
+    found = own.priors["own"](step)["teacher"]
+    k = torch.randint(200, (3,), generator=torch.Generator().set_state(state))
+    index = ((step.noisy.t * 1000).round().long() - k).clamp(1, 999)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[index].float()[
+        :, None, None, None
+    ]
+    mixed = abar.sqrt() * step.noisy.data["image"] + (1 - abar).sqrt() * step.noisy.noise["image"]
+    with torch.no_grad():
+        h = own.ema.x_embedder(mixed) + own.ema.pos_embed
+        c = own.ema.t_embedder(index.float()) + own.ema.y_embedder(step.cond)
+        for block in own.ema.blocks[:3]:
+            h = block(h, c)
+    torch.testing.assert_close(found.flatten(2).mT, h, rtol=1e-5, atol=1e-5)
+
+
 def test_stop_gives_the_same_tokens_as_the_whole_pass():
     own = model(dict(type="LatentPrior"), "latent")
     x, t, label = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.1, 0.9]), torch.tensor([1, 2])
@@ -108,7 +143,8 @@ def test_stop_gives_the_same_tokens_as_the_whole_pass():
 
 
 @pytest.mark.parametrize("prior, word", [(dict(type="TeacherPrior", block=5), "1..4"), (dict(type="TeacherPrior", block=0), "1..4"),
-    (dict(type="TeacherPrior", block=2, offset=2), "offset"), (dict(type="TeacherPrior"), "block")], ids=str)  # fmt: skip
+    (dict(type="TeacherPrior", block=2, offset=2), "offset"), (dict(type="TeacherPrior", block=2, least=-1), "least"),
+    (dict(type="TeacherPrior", block=2, steps=0.5), "steps"), (dict(type="TeacherPrior"), "block")], ids=str)  # fmt: skip
 def test_mistakes(prior, word):
     with pytest.raises(ConfigError, match=word):
         model(prior, "teacher")

@@ -204,6 +204,11 @@ SHAPES = {
     "CosineSchedule": (dict(start=0.0, end=1.0), lambda p: (1 - math.cos(math.pi * p)) / 2),
     "StepSchedule": (dict(values={0: 1.0, 0.5: 0.1}), lambda p: 1.0 if p < 0.5 else 0.1),
     "EarlyStop": (dict(value=0.5, until=0.6), lambda p: 0.5 if p < 0.6 else 0.0),
+    # SRA's code by epochs, with an epoch of 10 steps: 0.2 up to epoch 149, then 2 * 0.1^((epoch - 149) / 1000 + 1)
+    "DecadeDecay": (
+        dict(value=0.2, begin=1490, decade=10_000),
+        lambda p: 0.2 if 1000 * p < 149 else 2 * 0.1 ** ((1000 * p - 149) / 1000 + 1),
+    ),
 }
 
 
@@ -212,13 +217,14 @@ def test_schedules(name):
     options, wanted = SHAPES[name]
     weight = build_weight(dict(type=name, **options))
     for percent in range(0, 101, 5):
-        step = Step(batch={}, progress=percent / 100)
+        step = Step(batch={}, progress=percent / 100, iteration=percent * 100)
         assert weight(step) == pytest.approx(wanted(percent / 100), abs=1e-9)
 
 
 @pytest.mark.parametrize(
     "cfg", [-1, math.nan, dict(type="Constant", value=True), dict(type="Constant", value=-1), dict(type="LinearSchedule", start=1, end=0, begin=0.8, until=0.2),
-            dict(type="StepSchedule", values={0.5: 1}), dict(type="EarlyStop", value=1, until=2)], ids=str)  # fmt: skip
+            dict(type="StepSchedule", values={0.5: 1}), dict(type="EarlyStop", value=1, until=2),
+            dict(type="DecadeDecay", value=1, begin=0, decade=0)], ids=str)  # fmt: skip
 def test_schedule_mistakes(cfg):
     with pytest.raises(ValueError):
         build_weight(cfg)

@@ -1,14 +1,20 @@
 """Several noisings of each image, aligned with each other, on a decoupled transformer (DUPA), written out."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from test_mmdit import gelu, norm
 
 from ahpa.engine.dryrun import synthetic_batch
-from ahpa.registry import BACKBONES, FLOWS, MODELS, ConfigError, build
+from ahpa.registry import BACKBONES, FLOW_LOSSES, FLOWS, MODELS, ConfigError, build
+from ahpa.registry.contracts import Denoised, Step, TextCond
 from ahpa.testing import check_backbone
 
 DDT = dict(type="DDT", depth=5, encoder_depth=2, hidden_size=48, num_heads=4, num_classes=10)
+DIT = {**DDT, "type": "DDTDiT"}
+MMDIT = dict(type="DDTMMDiT", depth=4, encoder_depth=2, hidden_size=48, num_heads=4, text_dim=20)
 VIEWS = dict(
     type="ViewAlignment", tap=2, out_dim=12, weight=0.5, projector=dict(type="MLPProjector", hidden_dim=24, gain=0.5)
 )
@@ -25,8 +31,11 @@ def model(*, views=2, **changes):
     return own
 
 
-def test_conformance():
-    check_backbone(DDT)
+@pytest.mark.parametrize(
+    "backbone", [DDT, DIT, MMDIT, {**MMDIT, "pooled_dim": 7}, {**MMDIT, "encoder_depth": 3}], ids=str
+)
+def test_conformance(backbone):
+    check_backbone(backbone)
 
 
 def test_the_decoupled_pass_written_out():
@@ -53,19 +62,137 @@ def test_the_decoupled_pass_written_out():
         torch.testing.assert_close(tokens.tokens, taps[number], rtol=1e-5, atol=1e-5)
 
 
-def test_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("backbone", [DDT, MMDIT], ids=["DDT", "DDTMMDiT"])
+def test_checkpointing_gives_the_same_gradients(backbone):
     plain, saving = (
-        build(BACKBONES, {**DDT, "gradient_checkpointing": on}, input_size=8, in_channels=4) for on in (False, True)
+        build(BACKBONES, {**backbone, "gradient_checkpointing": on}, input_size=8, in_channels=4)
+        for on in (False, True)
     )
     with torch.no_grad():
         for i, p in enumerate(plain.parameters()):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
     saving.load_state_dict(plain.state_dict())
-    x, t, label = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.2, 0.7]), torch.tensor([1, 10])
+    x, t, cond = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.2, 0.7]), torch.tensor([1, 10])
+    cond = TextCond(torch.randn(2, 5, 20)) if backbone is MMDIT else cond
     for net in (plain, saving):
-        net.train()(x, t, label).pred["image"].square().mean().backward()
+        net.train()(x, t, cond).pred["image"].square().mean().backward()
     for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def moved(cfg):
+    torch.manual_seed(0)
+    net = build(BACKBONES, cfg, input_size=8, in_channels=4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return net.eval()
+
+
+def test_on_dit_it_is_the_same_split_of_the_steps_numbers():
+    dit, ddt = moved(DIT), build(BACKBONES, {**DDT, "learn_sigma": True}, input_size=8, in_channels=4).eval()
+    ddt.load_state_dict(dit.state_dict())
+    x, label = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([1, 10])
+    index = torch.tensor([3, 640])
+    ours, theirs = dit(x, index / 1000, label, frozenset({2})), ddt(x, index.float(), label, frozenset({2}))
+    assert ours.pred["image"].shape == (2, 8, 8, 8)
+    torch.testing.assert_close(ours.pred["image"], theirs.pred["image"])
+    torch.testing.assert_close(ours.taps[2].tokens, theirs.taps[2].tokens)
+
+
+@pytest.mark.parametrize("pooled", [None, 7])
+def test_the_decoupled_joint_pass_written_out(pooled):
+    """With plain operations: in the decoder the image half has a modulation for each token, the text half the time's."""
+    net = moved({**MMDIT, "pooled_dim": pooled})
+    x, t = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.2, 0.7])
+    cond = TextCond(torch.randn(2, 5, 20), None if pooled is None else torch.randn(2, pooled))
+    out, w = net(x, t, cond, taps=frozenset({1, 2, 3, 4})), net.state_dict()
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    time = net.t_embedder(t)
+    c = time if pooled is None else time + linear("y_embedder.mlp.2", F.silu(linear("y_embedder.mlp.0", cond.pooled)))
+    whole = c[:, None].expand(-1, 16, -1)  # the encoder's, the same for each image token
+    image, text = net.x_embedder(x["image"]) + net.pos_embed, linear("context_embedder", cond.tokens)
+    own = whole
+    for i in range(4):
+        if i == 2:
+            own = time[:, None] + image
+            torch.testing.assert_close(out.taps[2].tokens, F.silu(own), rtol=1e-4, atol=1e-5)
+            kernel = w["decoder_embedder.proj.weight"]
+            image = (
+                F.conv2d(x["image"], kernel, w["decoder_embedder.proj.bias"], stride=2).flatten(2).mT + net.pos_embed
+            )
+        names, tokens = [f"joint_blocks.{i}.{half}_block" for half in ("context", "x")], [text, image]
+        conditions = [c[:, None].expand(-1, 5, -1), own]
+        mods = [linear(f"{name}.adaLN_modulation.1", F.silu(of)).split(48, -1)
+                for name, of in zip(names, conditions, strict=True)]  # fmt: skip
+        packed = torch.cat([linear(f"{name}.attn.qkv", norm(h) * (1 + m[1]) + m[0])
+                            for name, h, m in zip(names, tokens, mods, strict=True)], 1)  # fmt: skip
+        q, k, v = (part.unflatten(-1, (4, 12)).transpose(1, 2) for part in packed.split(48, -1))
+        attended = ((q @ k.mT / math.sqrt(12)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        updated = []
+        for name, h, m, rows in zip(names, tokens, mods, (attended[:, :5], attended[:, 5:]), strict=True):
+            if len(m) == 6:
+                h = h + m[2] * linear(f"{name}.attn.proj", rows)
+                h = h + m[5] * linear(f"{name}.mlp.fc2", gelu(linear(f"{name}.mlp.fc1", norm(h) * (1 + m[4]) + m[3])))
+            updated.append(h)
+        text, image = updated
+        if i != 1:
+            torch.testing.assert_close(out.taps[i + 1].tokens, image, rtol=1e-4, atol=1e-5)
+    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(own)).split(48, -1)
+    wanted = net.unpatchify(linear("final_layer.linear", norm(image) * (1 + scale) + shift))
+    torch.testing.assert_close(out.pred["image"], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_the_hybrid_loss_of_views_is_the_mean_of_each_views(views):
+    """Each view's own loss on its own step and noise, as a flow of one view has it."""
+    flow = build(FLOWS, dict(type="DiscreteFlow", views=views))
+    noisy = flow.sample({"image": torch.randn(4, 4, 8, 8)}, torch.Generator().manual_seed(0))
+    assert noisy.views == views and len(set(noisy.t.tolist())) == 4 * views
+    torch.testing.assert_close(noisy.t * 1000, (noisy.t * 1000).round())
+    assert all(torch.equal(part, noisy.data["image"][:4]) for part in noisy.data["image"].chunk(views))
+    pred, loss = torch.randn(4 * views, 8, 8, 8), build(FLOW_LOSSES, dict(type="HybridLoss"))
+    whole = loss(Step(batch={}, flow=flow, noisy=noisy, out=Denoised({"image": pred}, {})))
+    each = []
+    for i in range(views):
+        rows = slice(4 * i, 4 * i + 4)
+        cut = lambda streams, rows=rows: {"image": streams["image"][rows]}  # noqa: E731
+        own = noisy._replace(x=cut(noisy.x), t=noisy.t[rows], target=cut(noisy.target), data=cut(noisy.data),
+                             noise=cut(noisy.noise), views=1)  # fmt: skip
+        each.append(loss(Step(batch={}, flow=flow, noisy=own, out=Denoised({"image": pred[rows]}, {}))))
+    assert set(whole) == {"loss_flow", "loss_flow_vlb"}
+    for name, value in whole.items():
+        torch.testing.assert_close(value, torch.stack([one[name] for one in each]).mean())
+
+
+def test_one_view_draws_what_it_drew_before():
+    """The step first, then the noise: the numbers of a generator by themselves."""
+    noisy = build(FLOWS, dict(type="DiscreteFlow")).sample(
+        {"image": torch.zeros(5, 4, 2, 2)}, torch.Generator().manual_seed(7)
+    )
+    stream = torch.Generator().manual_seed(7)
+    assert torch.equal(noisy.t, torch.randint(1000, (5,), generator=stream).float() / 1000)
+    assert torch.equal(noisy.noise["image"], torch.randn(5, 4, 2, 2, generator=stream)) and noisy.views == 1
+    for views in (0, 1.5, True):
+        with pytest.raises(ConfigError, match="views"):
+            build(FLOWS, dict(type="DiscreteFlow", views=views))
+
+
+@pytest.mark.parametrize("backbone, changes", [
+    (DIT, dict(flow=dict(type="DiscreteFlow", views=2), flow_loss=dict(type="HybridLoss"))),
+    (MMDIT, dict(conditioner=dict(type="TextConditioner", encoder=dict(type="WordEncoder", width=20, length=6))))],
+    ids=["DDTDiT", "DDTMMDiT"])  # fmt: skip
+def test_views_on_the_other_transformers(backbone, changes):
+    own = model(backbone=backbone, **changes)
+    batch = {**synthetic_batch(own, batch=2), "noise_seed": 4}
+    seen = []
+    own.backbone.register_forward_hook(lambda module, args, out: seen.append(out))
+    losses = own.loss(batch)
+    a, b = (own.alignments["views"].projector.mlp(part) for part in seen[0].taps[2].tokens.chunk(2))
+    wanted = 0.5 * (1 - F.cosine_similarity(a, b, dim=-1).mean())
+    torch.testing.assert_close(losses["loss_views_cosine"], wanted, rtol=1e-4, atol=1e-6)
+    sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in own.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])

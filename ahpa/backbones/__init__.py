@@ -1,3 +1,3 @@
 """Floor 1: the diffusion transformers and what conditions them: class labels, or text by a frozen encoder."""
 
-from . import class_stream, clip, conditioning, ddt, mmdit, sit, text, words  # noqa: F401
+from . import base, class_stream, clip, conditioning, ddt, mmdit, sit, text, words  # noqa: F401

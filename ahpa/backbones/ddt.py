@@ -1,30 +1,27 @@
-"""A decoupled transformer on SiT's blocks: a condition encoder, and a velocity decoder that reads it per token (DDT's
-split, as DUPA uses it: neither SwiGLU nor rotary positions).
+"""Decoupled transformers: a condition encoder, and a velocity decoder that reads it per token (DDT's split, as DUPA uses
+it: on SiT's blocks, with neither SwiGLU nor rotary positions).
 
-The encoder's tokens h and the time make s = SiLU(t + h) [B, N, D]; in the decoder's blocks s takes the place of the label's
-and the time's sum, so that every token has a modulation of its own.
+The encoder's tokens h and the time make s = SiLU(t + h) [B, N, D]; in the decoder's blocks s takes the place of the
+encoder's condition, so that every token has a modulation of its own. DUPA is on SiT alone; DiT has the split by options
+alone, and what it means for MMDiT's text is inferred (`DDTMMDiT`).
 """
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import BACKBONES
-from ..registry.contracts import Denoised, Streams, Tokens
-from .layers import PatchEmbed, modulate
-from .sit import SiT
+from ..registry.contracts import Streams, TextCond
+from .base import PatchTransformer
+from .layers import PatchEmbed
+from .mmdit import MMDiT
+from .sit import DiT, SiT
 
 
-def per_token(block, x: Tensor, c: Tensor) -> Tensor:
-    """A block of SiT whose condition c is [B, N, D]: a modulation for each token."""
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).chunk(6, dim=-1)
-    x = x + gate_a * block.attn(modulate(x, shift_a, scale_a))
-    return x + gate_m * block.mlp(modulate(x, shift_m, scale_m))
-
-
-@BACKBONES.register_module()
-class DDT(SiT):
-    """SiT in two halves: blocks 1..encoder_depth see the noised latent, time and label; the others see the latent anew,
-    with an embedding of their own, and s.
+class Decoupled(PatchTransformer):
+    """Mixin before a transformer: blocks 1..encoder_depth see the noised latent and the condition; the others see the
+    latent anew, with an embedding of their own, and s.
 
     The tap of block `encoder_depth` is s, what the decoder reads; other taps are the blocks' outputs. ValueError for an
     encoder that leaves no block to the decoder.
@@ -39,31 +36,63 @@ class DDT(SiT):
         self.encoder_depth = encoder_depth
         self.decoder_embedder = PatchEmbed(in_channels=self.in_channels, hidden_size=self.hidden_size,
                                            patch_size=self.patch_size)  # fmt: skip
-        nn.init.xavier_uniform_(self.decoder_embedder.proj.weight.data.flatten(1))
-        nn.init.zeros_(self.decoder_embedder.proj.bias)
+        self.decoder_embedder.start()
 
-    def forward(self, x: Streams, t: Tensor, cond: Tensor, taps: frozenset[int] = frozenset(),
-                stop: int | None = None) -> Denoised:  # fmt: skip
-        """As SiT's."""
-        self._check_input(x, taps)
+    def halves(self) -> tuple[list, list]:
+        """The encoder's blocks, and the decoder's."""
+        blocks = list(self.blocks)
+        return blocks[: self.encoder_depth], blocks[self.encoder_depth :]
+
+    def embed_anew(self, x: Streams) -> Tensor:
+        """The decoder's tokens [B, N, D]."""
+        return self.decoder_embedder(x["image"]) + self.pos_embed
+
+
+@BACKBONES.register_module()
+class DDT(Decoupled, SiT):
+    """SiT in two halves: blocks 1..encoder_depth see the noised latent, time and label; the others see the latent anew,
+    with an embedding of their own, and s, which is the tap of block `encoder_depth`. Options: SiT's."""
+
+    def walk(self, x: Streams, t: Tensor, cond: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         time = self.t_embedder(self.steps_of(t))  # [B, D]
-        h, c, tapped = self.embed(x), time + self.y_embedder(cond), {}
-        raw = h  # [B, N, D], the decoder's condition once the encoder has made it
-        for number, block in enumerate(self.blocks, start=1):
-            if number <= self.encoder_depth:
-                h = self.run(block, h, c)
-            else:
-                h = self.run(per_token, block, h, raw)
-            out = h
-            if number == self.encoder_depth:
-                raw = time[:, None] + h  # a block applies the SiLU of s itself
-                out, h = F.silu(raw), self.decoder_embedder(x["image"]) + self.pos_embed
-            if number in taps:
-                tapped[number] = Tokens(out, prefix=0, grid=self.grid)
-            if number == stop:
-                return Denoised({}, tapped)
-        return Denoised(self.directed(self.predict(h, raw)), tapped)
+        (*first, last), decoder = self.halves()
+        h, c = self.embed(x), time + self.y_embedder(cond)
+        for block in first:
+            h = self.run(block, h, c)
+            yield h, c
+        raw = time[:, None] + self.run(last, h, c)  # [B, N, D]; a block applies the SiLU of s itself
+        yield F.silu(raw), raw
+        h = self.embed_anew(x)
+        for block in decoder:
+            h = self.run(block, h, raw)
+            yield h, raw
 
-    def predict(self, h: Tensor, c: Tensor) -> Streams:
-        shift, scale = self.final_layer.adaLN_modulation(c).chunk(2, dim=-1)
-        return {"image": self.unpatchify(self.final_layer.linear(modulate(h, shift, scale))).float()}
+
+@BACKBONES.register_module()
+class DDTDiT(DDT, DiT):
+    """DiT in two halves, as DDT: over discrete steps, with the noise and its variance as the output. Options: DiT's."""
+
+
+@BACKBONES.register_module()
+class DDTMMDiT(Decoupled, MMDiT):
+    """MMDiT in two halves: the first `encoder_depth` joint blocks, and a decoder whose image half reads them per token.
+
+    What DDT's split means with text is inferred: in the decoder the image half has s = SiLU(time + the encoder's image
+    tokens) for each token, and embeds the noised latent anew; the text's tokens go on from the encoder into the decoder's
+    blocks, whose text half keeps MMDiT's condition: the time alone (with the pooled text's, where there is one). The final
+    layer is modulated by s. The tap of block `encoder_depth` is s. Options: MMDiT's.
+    """
+
+    def walk(self, x: Streams, t: Tensor, cond: TextCond) -> Iterator[tuple[Tensor, Tensor]]:
+        (*first, last), decoder = self.halves()
+        h, (text, time, c) = self.embed(x), self.conditions(t, cond)
+        for block in first:
+            text, h = self.run(block, text, h, c)
+            yield h, c
+        text, h = self.run(last, text, h, c)
+        raw = time[:, None] + h  # [B, N, D]
+        yield F.silu(raw), raw
+        h = self.embed_anew(x)
+        for block in decoder:
+            text, h = self.run(block, text, h, c, raw)
+            yield h, raw

@@ -44,6 +44,11 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
 
+    def start(self) -> None:
+        """Xavier, as of the linear layer that it is; no bias."""
+        nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
+        nn.init.zeros_(self.proj.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
 
@@ -98,33 +103,48 @@ class Mlp(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without parameters, then x (1 + scale) + shift; shift and scale [B, 1, D]."""
+    """LayerNorm without parameters, then x (1 + scale) + shift; shift and scale [B, 1 or N, D]."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
+def modulation(dim: int, count: int) -> nn.Sequential:
+    """SiLU, Linear: what gives the `count` modulations of a condition."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(dim, count * dim))
+
+
+def parts(modulated: Tensor, count: int) -> tuple[Tensor, ...]:
+    """A modulation's output, [B, count D] or for each token [B, N, count D], -> `count` of [B, 1 or N, D]."""
+    return (modulated[:, None] if modulated.ndim == 2 else modulated).chunk(count, dim=-1)
+
+
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero: shift, scale and gate of both halves come from the condition c [B, D]."""
+    """A transformer block with adaLN-Zero: shift, scale and gate of both halves come from the condition c, [B, D] or for
+    each token [B, N, D]."""
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, qk_norm: bool = False):
         super().__init__()
         self.attn = Attention(dim, num_heads, qk_norm=qk_norm)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.adaLN_modulation = modulation(dim, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts(self.adaLN_modulation(c), 6)
         x = x + gate_a * self.attn(modulate(x, shift_a, scale_a))
         return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
 
 
 class FinalLayer(nn.Module):
-    """The modulated tokens to patches: [B, N, D] -> [B, N, p*p*C]."""
+    """The modulated tokens to patches: [B, N, D] -> [B, N, p*p*C]; c as a block's."""
 
     def __init__(self, dim: int, out_features: int):
         super().__init__()
         self.linear = nn.Linear(dim, out_features)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.adaLN_modulation = modulation(dim, 2)
+
+    def zero(self) -> None:
+        """Zero weights of the output, which a model starts with."""
+        nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+        shift, scale = parts(self.adaLN_modulation(c), 2)
         return self.linear(modulate(x, shift, scale))

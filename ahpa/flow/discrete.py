@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..registry import FLOWS, PATHS, build
-from ..registry.contracts import Noisy, Streams
+from .flow import Noising
 from .paths import Path, expand
 
 
@@ -139,26 +139,21 @@ class DiscretePath(Path):
 
 
 @FLOWS.register_module()
-class DiscreteFlow:
+class DiscreteFlow(Noising):
     """A discrete path whose steps are drawn uniformly: DDPM's and DiT's training (arXiv:2212.09748); the target is eps.
 
-    path: DiscretePath if not given, a config or a built object. `samplers`: those that fit, the default first.
+    path: DiscretePath if not given, a config or a built object. views: as Flow's. `samplers`: those that fit, the default
+    first.
     """
 
     samplers = ("ddpm", "ddim")
 
-    def __init__(self, *, path: Mapping | Any = None):
-        self.path = build(PATHS, dict(type="DiscretePath") if path is None else path, where="path")
+    def __init__(self, *, path: Mapping | Any = None, views: int = 1):
+        path = build(PATHS, dict(type="DiscretePath") if path is None else path, where="path")
+        super().__init__(path=path, views=views)
         if getattr(self.path, "predicts", "velocity") != "noise":
             raise ValueError(f"path: DiscreteFlow needs a DiscretePath, got {type(self.path).__name__}.")
 
-    def sample(self, data: Streams, generator: torch.Generator | None) -> Noisy:
-        """data {stream: [B, ...]} -> the noised batch in float32, t = step / steps; the same step for all streams."""
-        data = {name: x0.float() for name, x0 in data.items()}
-        first = next(iter(data.values()))
-        index = torch.randint(self.path.steps, (len(first),), generator=generator, device=first.device)
-        t, x, target, noise = self.path.time(index), {}, {}, {}
-        for name, x0 in data.items():
-            noise[name] = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-            x[name], target[name] = self.path.mix(x0, noise[name], t)
-        return Noisy(x=x, t=t, target=target, data=data, noise=noise)
+    def times(self, count, generator, device):
+        """t = step / steps."""
+        return self.path.time(torch.randint(self.path.steps, (count,), generator=generator, device=device))

@@ -20,6 +20,24 @@ ROUTER_GRADS = ("target", "aux", "none")
 COSINE = dict(type="CosineLoss")
 
 
+def check_tap(tap: int, backbone: Backbone) -> None:
+    """ValueError for what is no block of the backbone."""
+    if not isinstance(tap, int) or not 1 <= tap <= backbone.depth:
+        raise ValueError(f"tap: {tap!r} is not a block of the backbone; blocks are 1..{backbone.depth}.")
+
+
+def check_criteria(name: str, criteria) -> Mapping:
+    """The criteria of the alignment of that name, the cosine if none are given. ValueError for names that cannot be."""
+    criteria = dict(cosine=COSINE) if criteria is None else criteria
+    if not isinstance(criteria, Mapping) or not criteria:
+        raise ValueError("criteria: at least one pair loss is needed, as {name: pair loss}.")
+    for key in (name, *criteria):
+        if "loss" in key or "." in key:
+            raise ValueError(f"{key!r} cannot name an alignment or a criterion: no 'loss' (it would be summed into "
+                             "the objective) and no dot.")  # fmt: skip
+    return criteria
+
+
 @ALIGNMENTS.register_module()
 class Alignment(nn.Module):
     """One tapped block, one prior, a router, a projector and any number of criteria.
@@ -35,8 +53,7 @@ class Alignment(nn.Module):
                  router_weight: float = 1.0, entropy_weight: float = 0.0):  # fmt: skip
         super().__init__()
         where = f"model.alignments.{name}"
-        if not isinstance(tap, int) or not 1 <= tap <= backbone.depth:
-            raise ValueError(f"tap: {tap!r} is not a block of the backbone; blocks are 1..{backbone.depth}.")
+        check_tap(tap, backbone)
         if router_grad not in ROUTER_GRADS:
             raise ValueError(f"router_grad: {router_grad!r} is unknown{nearest(router_grad, ROUTER_GRADS)}")
         self.name, self.tap, self.source, self.router_grad = name, tap, source, router_grad
@@ -51,18 +68,12 @@ class Alignment(nn.Module):
                              f"{getattr(backbone, 'prefix', 0)} prefix tokens.")  # fmt: skip
         sizes = dict(dim=backbone.hidden_size, out_dim=self.router.out_dim)
         self.projector = build(PROJECTORS, projector or dict(type="ConvProjector"), where=f"{where}.projector", **sizes)
-        self._build_criteria(dict(cosine=COSINE) if criteria is None else criteria, where)
+        self._build_criteria(check_criteria(name, criteria), where)
         if router_grad == "none":
             self.router.requires_grad_(False)
         self.learns = any(p.requires_grad for p in self.router.parameters())
 
     def _build_criteria(self, criteria, where):
-        if not isinstance(criteria, Mapping) or not criteria:
-            raise ValueError("criteria: at least one pair loss is needed, as {name: pair loss}.")
-        for key in (self.name, *criteria):
-            if "loss" in key or "." in key:
-                raise ValueError(f"{key!r} cannot name an alignment or a criterion: no 'loss' (it would be summed into "
-                                 "the objective) and no dot.")  # fmt: skip
         for key in ("router", "entropy"):
             if key in criteria:
                 raise ValueError(f"criteria: {key!r} is the name of the router's own term; choose another.")

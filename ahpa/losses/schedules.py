@@ -87,6 +87,20 @@ class EarlyStop:
         return self.value if step.progress < self.until else 0.0
 
 
+@SCHEDULES.register_module()
+class DecadeDecay:
+    """`value` up to optimiser step `begin`, then a tenth of it for every `decade` steps: value 0.1^((i - begin) / decade)
+    (SRA's code; there in whole epochs, of 5004.6 steps of batch 256)."""
+
+    def __init__(self, *, value: float, begin: float, decade: float):
+        self.value, self.begin, self.decade = check_weight("value", value), check_weight("begin", begin), decade
+        if not decade > 0:
+            raise ValueError(f"decade: must be above 0, got {decade!r}.")
+
+    def __call__(self, step: Step) -> float:
+        return self.value * 0.1 ** (max(step.iteration - self.begin, 0.0) / self.decade)
+
+
 def build_weight(weight, where: str = "weight"):
     """A number -> Constant; a dict -> the schedule of its type; a schedule as it is."""
     if isinstance(weight, (int, float)) and not isinstance(weight, bool):

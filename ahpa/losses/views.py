@@ -4,7 +4,6 @@ With `flow.views` = K the batch holds each image K times, with its own t and noi
 of views are compared. Both sides learn: there is no stop-gradient and no predictor.
 """
 
-from collections.abc import Mapping
 from itertools import combinations
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 
 from ..registry import ALIGNMENTS, LOSSES, PROJECTORS, build
 from ..registry.contracts import Backbone, Step, Tokens
+from .alignment import check_criteria, check_tap
 from .schedules import build_weight
-
-COSINE = dict(type="CosineLoss")
 
 
 @ALIGNMENTS.register_module()
@@ -31,19 +29,12 @@ class ViewAlignment(nn.Module):
                  weight=1.0):  # fmt: skip
         super().__init__()
         where = f"model.alignments.{name}"
-        if not isinstance(tap, int) or not 1 <= tap <= backbone.depth:
-            raise ValueError(f"tap: {tap!r} is not a block of the backbone; blocks are 1..{backbone.depth}.")
-        criteria = dict(cosine=COSINE) if criteria is None else criteria
-        if not isinstance(criteria, Mapping) or not criteria:
-            raise ValueError("criteria: at least one pair loss is needed, as {name: pair loss}.")
-        for key in (name, *criteria):
-            if "loss" in key or "." in key:
-                raise ValueError(f"{key!r} cannot name an alignment or a criterion: no 'loss' and no dot.")
+        check_tap(tap, backbone)
         self.name, self.tap, self.weight = name, tap, build_weight(weight, where=f"{where}.weight")
         self.projector = build(PROJECTORS, projector or dict(type="MLPProjector"), where=f"{where}.projector",
                                dim=backbone.hidden_size, out_dim=out_dim)  # fmt: skip
         self.criteria = nn.ModuleDict()
-        for key, cfg in criteria.items():
+        for key, cfg in check_criteria(name, criteria).items():
             self.criteria[key] = build(LOSSES, cfg, where=f"{where}.criteria.{key}", dim=out_dim)
 
     def forward(self, step: Step) -> dict[str, Tensor]:

@@ -54,15 +54,20 @@ class TeacherPrior(Internal):
     """Block `block` of the averaged model on the same image, noise and condition at a cleaner time (SRA):
     t' = clamp(t - offset u, 0, 1), u ~ U(0, 1), one for each sample.
 
-    The condition is the student's, labels already dropped; the teacher stops at its block. ConfigError for a block that
-    the backbone does not have.
+    The condition is the student's, labels already dropped; the teacher stops at its block. Two options are for a discrete
+    path, where a time is rounded to its step: steps: the path's, for SRA's draw on DiT, t' = t - k / steps with a whole
+    number k of 0 .. offset * steps - 1, all alike (0: u as above, which after rounding has the first and last k half as
+    often); least: t' is held above it (SRA's DiT code: 1 / 1000). ConfigError for a block that the backbone does not have.
     """
 
-    def __init__(self, *, block: int, offset: float = 0.2):
+    def __init__(self, *, block: int, offset: float = 0.2, steps: int = 0, least: float = 0.0):
         super().__init__()
-        if not 0 <= offset <= 1:
-            raise ValueError(f"offset: must be in [0, 1], got {offset!r}.")
-        self.block, self.offset = block, float(offset)
+        for name, value in (("offset", offset), ("least", least)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: must be in [0, 1], got {value!r}.")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps: must be a whole number, 0 for none, got {steps!r}.")
+        self.block, self.offset, self.steps, self.least = block, float(offset), steps, float(least)
 
     def spec(self, backbone) -> dict[str, LevelSpec]:
         stride = self.sizes(backbone)[1]
@@ -83,8 +88,12 @@ class TeacherPrior(Internal):
 
     def time(self, t: Tensor, generator: torch.Generator | None) -> Tensor:
         """The teacher's times [B] for the student's t [B]."""
-        u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
-        return (t - self.offset * u).clamp(0, 1)
+        if self.steps:
+            most = max(1, round(self.offset * self.steps))
+            back = torch.randint(most, t.shape, generator=generator, device=t.device).to(t.dtype) / self.steps
+        else:
+            back = self.offset * torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+        return (t - back).clamp(self.least, 1)
 
     @torch.no_grad()
     def forward(self, step: Step) -> Features:

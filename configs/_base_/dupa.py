@@ -1,0 +1,19 @@
+"""DUPA, `_dupa`: two noisings of each image, aligned with each other at the condition encoder's end.
+
+The backbone must be a decoupled one: DDT, DDTDiT or DDTMMDiT. Its code could not be read: the projector's widths and gain
+are inferred.
+"""
+
+_dupa = dict(
+    flow=dict(views=2),
+    alignments=dict(
+        views=dict(
+            type="ViewAlignment",
+            tap=8,
+            out_dim=768,
+            projector=dict(type="MLPProjector", depth=3, hidden_dim=2048, gain=0.5),
+            criteria=dict(cosine=dict(type="CosineLoss")),
+            weight=0.5,
+        )
+    ),
+)

@@ -1,0 +1,18 @@
+"""REPA's alignment (arXiv:2410.06940), `_repa`: DINOv2-B's patch tokens, a three-layer MLP, cosine, weight 0.5.
+
+The block is that of B; other sizes set theirs.
+"""
+
+_repa = dict(
+    priors=dict(dino=dict(type="TimmEncoder", model="vit_base_patch14_dinov2.lvd142m")),
+    alignments=dict(
+        main=dict(
+            tap=4,
+            source="dino",
+            router=dict(type="StaticRouter", groups=dict(patch=["patch"])),
+            projector=dict(type="MLPProjector", depth=3, hidden_dim=2048),
+            criteria=dict(cosine=dict(type="CosineLoss")),
+            weight=0.5,
+        )
+    ),
+)
