@@ -74,7 +74,9 @@ def test_figures_of_a_membership():
     assert float(hard["entropy_membership"]) == pytest.approx(0, abs=1e-6)
     assert float(hard["effective_groups"]) == pytest.approx(math.exp(entropy_of([2 / 3, 1 / 3])), rel=1e-5)
     soft = membership_figures({name: torch.full((3,), 0.25) for name in "abcd"})
-    assert float(soft["entropy_membership"]) == pytest.approx(math.log(4)) and float(soft["effective_groups"]) == pytest.approx(4)
+    assert float(soft["entropy_membership"]) == pytest.approx(math.log(4)) and float(
+        soft["effective_groups"]
+    ) == pytest.approx(4)
 
 
 def make(router=None, **options):
@@ -110,7 +112,9 @@ def train(steps=300, **options):
 @pytest.mark.parametrize("router_grad", ["target", "aux"])
 def test_a_router_collapses_without_a_floor_and_stays_above_it_with_one(router_grad):
     bare = train(router_grad=router_grad)
-    assert bare["entropy_g1"] < 0.1 and bare["alpha_top_g1"] == 0 and bare["constant_cosine"] > 0.95, "the constant level"
+    assert bare["entropy_g1"] < 0.1 and bare["alpha_top_g1"] == 0 and bare["constant_cosine"] > 0.95, (
+        "the constant level"
+    )
     held = train(router_grad=router_grad, entropy_floor=0.5, entropy_weight=1.0)
     assert 0.49 < held["evenness"] < 0.6, "at the floor, not pushed further than it"
     assert held["alpha_top_g1"] == 0 and held["loss_main_entropy"] < 0.02
@@ -118,7 +122,9 @@ def test_a_router_collapses_without_a_floor_and_stays_above_it_with_one(router_g
 
 def test_the_term_stands_in_the_log_beside_its_figures():
     out = make(entropy_floor=0.9, entropy_weight=0.3)(make_step(0))
-    assert {"loss_main_entropy", "main/below_floor", "main/evenness", "main/evenness_mid", "main/alpha_max_mid"} <= set(out)
+    assert {"loss_main_entropy", "main/below_floor", "main/evenness", "main/evenness_mid", "main/alpha_max_mid"} <= set(
+        out
+    )
     partition = make(router=dict(type="PartitionRouter", groups="2/2"))(make_step(0))
     assert {"main/entropy_membership", "main/effective_groups"} <= set(partition)
     frozen = make(router_grad="none", entropy_floor=0.9, entropy_weight=0.3)(make_step(0))

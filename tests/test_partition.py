@@ -47,7 +47,9 @@ def by_hand(router, t):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.5), dict(start=0.0), dict(groups={"x": ["a", "b"], "y": ["b"], "z": [3]})])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(temperature=0.5), dict(start=0.0), dict(groups={"x": ["a", "b"], "y": ["b"], "z": [3]})]
+)
 def test_weights_are_the_formula(options):
     router = make(**{"groups": "1/1/2", **options})
     router.membership_logits.add_(torch.randn(router.membership_logits.shape))

@@ -88,7 +88,8 @@ def draw_lines(axis, table, title: str, lines: dict[str, str], *, top: float | N
 def draw_map(axis, table, title: str, lines: dict[str, str]) -> None:
     """A row a level, the deepest at the top, over t; the scale ends at the largest weight."""
     values = [table[column] for column in lines.values()]
-    image = axis.imshow(values, aspect="auto", origin="lower", extent=(0, 1, -0.5, len(lines) - 0.5), vmin=0)
+    extent = (0, 1, -0.5, len(lines) - 0.5)
+    image = axis.imshow(values, aspect="auto", origin="lower", interpolation="nearest", extent=extent, vmin=0)
     axis.set(title=title, xlabel="t (0 data, 1 noise)")
     axis.set_yticks(range(len(lines)), lines, fontsize=7)
     axis.figure.colorbar(image, ax=axis)
