@@ -173,7 +173,8 @@ def test_diagnostics():
     terms = {name for name in out if "loss" in name}
     assert terms == {"loss_main_cosine"}, "a diagnostic with 'loss' in its name would be optimised"
     assert set(out) - terms == {f"main/{n}" for n in (
-        "cosine", "constant_cosine", "target_rms", "entropy_inter", "entropy_mid", "entropy_deep", "beta_mid", "beta_deep")}  # fmt: skip
+        "cosine", "constant_cosine", "target_rms", "entropy_inter", "entropy_mid", "entropy_deep", "beta_mid", "beta_deep",
+        "evenness", "evenness_inter", "evenness_mid", "evenness_deep", "alpha_max_mid", "alpha_max_deep", "alpha_top_mid", "alpha_top_deep")}  # fmt: skip
     assert not any(out[name].requires_grad for name in set(out) - terms)
     step = make_step()[0]
     target = alignment.router(step.features["vae"], step.noisy.t).detach()

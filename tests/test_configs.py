@@ -79,6 +79,10 @@ def test_demo_keeps_the_method_and_trains_two_steps(path):
         for c, criterion in alignment["criteria"].items()
         for item in ITEMS.get(criterion["type"], ("",))
     }
+    expected |= {
+        f"loss_{a}_router" for a, alignment in full["alignments"].items() if alignment.get("router_grad") == "aux"
+    }
+    expected |= {f"loss_{a}_entropy" for a, alignment in full["alignments"].items() if alignment.get("entropy_weight")}
     assert {name for name in values if name.startswith("loss_")} == expected
     moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
     assert moved == {"backbone", "alignments"} if full["alignments"] else moved == {"backbone"}
@@ -115,6 +119,7 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("ahpa_sit-b_groups-2-6", dict(tap=3, groups=[2, 6], router="MLPRouter")),
     ("ahpa_sit-b_groups-6-2", dict(tap=3, groups=[6, 2], router="MLPRouter")),
     ("ahpa_sit-b_block-8", dict(tap=8, groups=[4, 4], router="MLPRouter")),
+    ("ahpa_sit-b_partition", dict(tap=3, groups=[15] * 4, router="PartitionRouter", out_dim=2048)),
     ("ahpa_sit-b_router-lut", dict(tap=3, groups=[4, 4], router="LUTRouter")),
     ("repa_sit-b", dict(tap=4, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
     ("repa_sit-xl_matched", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),

@@ -25,7 +25,7 @@ PRIOR = {  # options, and two groups of levels (a level may stand in both)
     "OpenCLIPEncoder": (dict(model="ViT-B-32", weights="random", precision="fp32",
                              sizes=dict(embed_dim=8, width=64, layers=1, patch_size=16)), "patch"),
     "LatentPrior": (dict(), "latent"), "TeacherPrior": (dict(block=2), "teacher"),
-    "SpatialNorm": (dict(prior=dict(type="VAETaps")), "4/4"), "ChannelNorm": (dict(prior=VIT), "patch"),
+    "SpatialNorm": (dict(prior=dict(type="VAETaps")), "4/4"), "Pooled": (dict(prior=dict(type="VAETaps")), "4/4"), "ChannelNorm": (dict(prior=VIT), "patch"),
     "CombinedPrior": (dict(priors=dict(vit=VIT, vae=dict(type="VAETaps"))), dict(mid=["vit.patch"], deep=["vae.mid.res1"]))}  # fmt: skip
 LOSS = {"AdversarialLoss": dict(width=8, warmup=0, every=1)}
 

@@ -48,8 +48,33 @@ def test_channel_norm_is_a_layer_norm():
     torch.testing.assert_close(found.permute(0, 2, 3, 1), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_pooled_averages_what_is_finer_and_leaves_the_rest():
+    tokenizer = build(AUTOENCODERS, dict(type="KLAutoencoder", source="bundled"))
+    bare, pooled = build(PRIORS, TAPS), build(PRIORS, dict(type="Pooled", stride=8, prior=TAPS))
+    step = Step(batch={}, images=torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    for prior in (bare, pooled):
+        prior.bind(tokenizer=tokenizer, backbone=None)
+        prior.request(prior.spec(None))
+    assert {level.stride for level in pooled.spec(None).values()} == {8}
+    features, found = bare(step), pooled(step)
+    assert len(found) == 15
+    for name, (channels, stride) in bare.spec(None).items():
+        k, x = 8 // stride, features[name]
+        want = x.float().view(2, channels, 8, k, 8, k).mean((3, 5)) if k > 1 else x
+        assert found[name].dtype == x.dtype
+        torch.testing.assert_close(found[name].float(), want.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_pooled_refuses_a_stride_that_does_not_fit():
+    prior = build(PRIORS, dict(type="Pooled", stride=7, prior=TAPS))
+    prior.bind(tokenizer=build(AUTOENCODERS, dict(type="KLAutoencoder", source="bundled")), backbone=None)
+    with pytest.raises(ValueError, match="Pooled.stride: 7 is no multiple of the 2 pixels of level 'down0.down'"):
+        prior.spec(None)
+
+
 @pytest.mark.parametrize("prior", [
-    dict(type="SpatialNorm", prior=TAPS), dict(type="ChannelNorm", prior=VIT), dict(type="SpatialNorm", prior=dict(type="ChannelNorm", prior=TAPS)),
+    dict(type="SpatialNorm", prior=TAPS), dict(type="ChannelNorm", prior=VIT), dict(type="Pooled", prior=TAPS), dict(type="Pooled", stride=4, prior=VIT),
+    dict(type="SpatialNorm", prior=dict(type="Pooled", prior=TAPS)), dict(type="SpatialNorm", prior=dict(type="ChannelNorm", prior=TAPS)),
     dict(type="CombinedPrior", priors=dict(vae=TAPS, vit=VIT))], ids=lambda p: p["type"])  # fmt: skip
 def test_conformance(prior):
     check_prior(prior)
@@ -86,7 +111,7 @@ def test_wrapped_taps_train_like_any_prior():
     assert terms["main/constant_cosine"] < 0.9 and terms["loss_main_cosine"].isfinite()
 
 
-@pytest.mark.parametrize("wrong, word", [(dict(type="SpatialNorm", prior=TAPS, eps=0), "eps"), (dict(type="SpatialNorm"), "prior"),
+@pytest.mark.parametrize("wrong, word", [(dict(type="SpatialNorm", prior=TAPS, eps=0), "eps"), (dict(type="Pooled", prior=TAPS, stride=0), "stride"), (dict(type="SpatialNorm"), "prior"),
     (dict(type="ChannelNorm", prior=dict(type="VAETap")), "VAETaps"), (dict(type="CombinedPrior", priors={}), "priors"),
     (dict(type="CombinedPrior", priors=dict(a=dict(type="VAETap"))), "priors.a")], ids=str)  # fmt: skip
 def test_mistakes(wrong, word):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..registry import ALIGNMENTS, LOSSES, PROJECTORS, ROUTERS, build, nearest
 from ..registry.contracts import Backbone, LevelSpec, Step, Tokens
 from ..registry.numerics import entropy
+from .collapse import check_floor, collapse_figures, entropy_term, membership_figures
 from .schedules import build_weight, check_weight
 
 ROUTER_GRADS = ("target", "aux", "none")
@@ -45,12 +46,14 @@ class Alignment(nn.Module):
     tap: block number from 1. source: the prior's name. criteria: {name: pair loss}, each with an optional `weight` of
     its own. weight: a number or a schedule. router_grad: 'target' (the router learns through the target), 'aux' (the
     criteria see a detached target; the router has its own term of `router_weight`), 'none' (the router is frozen).
-    entropy_weight: bonus for the entropies of alpha and beta against collapse. ValueError for what does not fit.
+    entropy_weight: of a term against collapse: without `entropy_floor` a bonus for the entropies of alpha and beta; with
+    it (a share of the largest entropy, in (0, 1]) a penalty that acts below the floor only (see `entropy_term`).
+    ValueError for what does not fit.
     """
 
     def __init__(self, *, name: str, spec: Mapping[str, LevelSpec], backbone: Backbone, tap: int, source: str,
                  router=None, projector=None, criteria=None, weight=1.0, router_grad: str = "target",
-                 router_weight: float = 1.0, entropy_weight: float = 0.0):  # fmt: skip
+                 router_weight: float = 1.0, entropy_weight: float = 0.0, entropy_floor: float | None = None):  # fmt: skip
         super().__init__()
         where = f"model.alignments.{name}"
         check_tap(tap, backbone)
@@ -60,6 +63,7 @@ class Alignment(nn.Module):
         self.weight = build_weight(weight, where=f"{where}.weight")
         self.router_weight = check_weight("router_weight", router_weight)
         self.entropy_weight = check_weight("entropy_weight", entropy_weight)
+        self.entropy_floor = check_floor(entropy_floor, self.entropy_weight)
         self.router = build(ROUTERS, router or dict(type="StaticRouter"), where=f"{where}.router",
                             spec=spec, grid=backbone.grid, content_dim=backbone.hidden_size)  # fmt: skip
         self.levels = self.router.used_levels
@@ -131,15 +135,14 @@ class Alignment(nn.Module):
         return key in {f"{owner}_{part}" for part in getattr(self.criteria[owner], "unweighted", ())}
 
     def router_terms(self, pred, target, intra, inter, weight) -> dict[str, Tensor]:
-        """The router's own term under 'aux', and the bonus for entropy."""
+        """The router's own term under 'aux', and the one against collapse."""
         out = {}
         if self.router_grad == "aux":
             values = self.compare(pred.detach(), target)
             total = sum(self.shares[self.owner(key)] * value for key, value in values.items() if not self.is_own(key))
             out[f"loss_{self.name}_router"] = weight * self.router_weight * total
         if self.entropy_weight:
-            bonus = entropy(inter).mean() + sum(entropy(alpha).mean() for alpha in intra.values())
-            out[f"loss_{self.name}_entropy"] = -self.entropy_weight * bonus
+            out[f"loss_{self.name}_entropy"] = self.entropy_weight * entropy_term(intra, inter, self.entropy_floor)
         return out
 
     @torch.no_grad()
@@ -147,7 +150,8 @@ class Alignment(nn.Module):
         """What tells of a target that asks for little, or of a router that has collapsed.
 
         constant_cosine: the mean cosine that the best constant vector reaches, |mean of the unit targets|; target_rms;
-        beta_<group>: batch means; entropy_inter, entropy_<group>: nats.
+        beta_<group>: batch means; entropy_inter, entropy_<group>: nats. Of a router that learns, also those of
+        `collapse_figures` and `membership_figures`.
         """
         target = target.float()
         unit = target * (target.square().sum(-1, keepdim=True) + 1e-16).rsqrt()
@@ -155,4 +159,6 @@ class Alignment(nn.Module):
         out["entropy_inter"] = entropy(inter).mean()
         for column, (group, alpha) in enumerate(intra.items()):
             out[f"entropy_{group}"], out[f"beta_{group}"] = entropy(alpha).mean(), inter[:, column].mean()
+        if self.learns:
+            out |= collapse_figures(intra, inter, self.entropy_floor) | membership_figures(self.router.membership())
         return {f"{self.name}/{key}": value for key, value in out.items()}

@@ -1,8 +1,9 @@
-"""Wrappers: a prior whose features are normalised, and several priors as one. They pass everything else through."""
+"""Wrappers: a prior whose features are normalised or pooled, and several priors as one. They pass all else through."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import PRIORS, ConfigError, build, nearest
@@ -77,6 +78,36 @@ class ChannelNorm(Wrapped):
 
     def change(self, x):
         return (x - x.mean(1, keepdim=True)) * (x.var(1, keepdim=True, unbiased=False) + self.eps).rsqrt()
+
+
+@PRIORS.register_module()
+class Pooled(Wrapped):
+    """Maps finer than `stride` pixels a feature are averaged down to it, so that what follows needs memory for a few
+    tokens and not for every pixel [ours; for levels far above the token grid, where bilinear resizing skips pixels].
+
+    stride: 16 is the token grid of a patch of 2 latents of 8 pixels. ValueError for a level whose own does not divide it.
+    """
+
+    def __init__(self, *, prior, stride: int = 16):
+        super().__init__(prior=prior)
+        if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
+            raise ValueError(f"stride: must be a whole number of at least 1, got {stride!r}.")
+        self.stride, self.factors = stride, {}
+
+    def spec(self, backbone) -> dict[str, LevelSpec]:
+        levels = self.prior.spec(backbone)
+        finer = {name: level.stride for name, level in levels.items() if 0 < level.stride < self.stride}
+        for name, own in finer.items():
+            if self.stride % own:
+                raise ValueError(f"Pooled.stride: {self.stride} is no multiple of the {own} pixels of level {name!r}.")
+        self.factors = {name: self.stride // own for name, own in finer.items()}
+        return {name: level._replace(stride=self.stride) if name in finer else level for name, level in levels.items()}
+
+    @torch.no_grad()
+    def forward(self, step: Step) -> Features:
+        """-> the wrapped prior's levels in their dtype, each finer map averaged over squares of pixels."""
+        found, factors = self.prior(step), self.factors
+        return {name: F.avg_pool2d(x, factors[name]) if name in factors else x for name, x in found.items()}
 
 
 @PRIORS.register_module()

@@ -238,6 +238,10 @@ class Router(nn.Module):
         """t [B], content [B, N, D] -> ({group: [B, L]}, rows that sum to 1; inter [B, G])."""
         raise TypeError(f"{type(self).__name__} must define weights")
 
+    def membership(self) -> dict[str, Tensor]:
+        """{group: [L], how far each of its levels belongs to it, 0 to 1} where that is learned; empty where it is fixed."""
+        return {}
+
     def mix(self, features: Features, intra: dict[str, Tensor], inter: Tensor) -> Tensor:
         """The target [B, P+N, out_dim] for given weights, as `weights` returns them."""
         raise TypeError(f"{type(self).__name__} must define mix")

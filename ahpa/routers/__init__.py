@@ -1,7 +1,7 @@
 """Floor 1: routers weigh the levels of a prior into one target."""
 
-from . import encodings, learned, static
+from . import encodings, learned, partition, static
 from .base import GroupedRouter, entropies
 from .grouping import resolve_groups
 
-__all__ = ["GroupedRouter", "encodings", "entropies", "learned", "resolve_groups", "static"]
+__all__ = ["GroupedRouter", "encodings", "entropies", "learned", "partition", "resolve_groups", "static"]

@@ -53,13 +53,32 @@ def resize_to(x: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(x, size=grid, mode="bilinear", align_corners=False, antialias=False)
 
 
+def weighted_sum(levels: list[Tensor], scale_BL: Tensor, width: int) -> Tensor:
+    """AHPA eq. 3 over one group: levels [B, C_l, h, w] -> [B, width, h, w] in float32; levels of equal channels are summed
+    before they are widened, and half-precision features are never copied as a whole."""
+    sums: dict[int, Tensor] = {}
+    for x, scale_B in zip(levels, scale_BL.unbind(1), strict=True):
+        total, scale = sums.get(x.shape[1]), scale_B[:, None, None, None]
+        sums[x.shape[1]] = x * scale if total is None else torch.addcmul(total, x, scale)
+    first, *others = (widen(total, width) for total in sums.values())
+    return sum(others, first)
+
+
+def widen(x: Tensor, width: int) -> Tensor:
+    """[B, C, h, w] -> [B, width, h, w]: zero channels behind the C given, times sqrt(width / C), so that the root mean
+    square over all channels stays; as it is where C = width [ours: nothing is learned, a learned map would collapse]."""
+    channels = x.shape[1]
+    return x if channels == width else F.pad((width / channels) ** 0.5 * x, (0, 0, 0, 0, 0, width - channels))
+
+
 class GroupedRouter(Router):
     """Base of all routers here: groups of levels, each a weighted sum, side by side in the target's channels.
 
     spec, grid (h, w) and content_dim D are derived by the caller. groups: see `resolve_groups`. prefix: vector levels
     [B, C] that become the target's first tokens, unweighted; their C must be `out_dim`. resize: 'bilinear' or
-    'adaptive'. Attributes: `groups` {group: level names}, `channels` {group: C}, `out_dim` = their sum, `used_levels`
-    in the prior's order, prefix included.
+    'adaptive'. pad: whether levels of one group may differ in channels (see `widen`) [ours]. Attributes: `groups`
+    {group: level names}, `channels` {group: C of its widest level}, `out_dim` = their sum, `used_levels` in the prior's
+    order, prefix included.
     """
 
     def __init__(
@@ -71,10 +90,11 @@ class GroupedRouter(Router):
         groups="4/4",
         prefix=(),
         resize: str = "bilinear",
+        pad: bool = False,
     ):
         super().__init__()
-        self.groups = resolve_groups(groups, spec)
-        self.channels = {group: spec[names[0]].channels for group, names in self.groups.items()}
+        self.groups = resolve_groups(groups, spec, mixed=pad)
+        self.channels = {group: max(spec[name].channels for name in names) for group, names in self.groups.items()}
         self.out_dim = sum(self.channels.values())
         self.grid, self.content_dim = tuple(grid), content_dim
         self.resize = check_choice("resize", resize, RESIZES)
@@ -106,23 +126,17 @@ class GroupedRouter(Router):
         if missing:
             raise ValueError(f"the prior gave no level {missing[0]!r}{nearest(missing[0], features)}")
         with full_precision(inter.device):
+            grouped = set().union(*self.groups.values())  # a level of several groups is resized once
+            resized = {name: resize_to(features[name], self.grid, self.resize) for name in grouped}
             parts = []
             for column, (group, names) in enumerate(self.groups.items()):
                 scale_BL = inter[:, column : column + 1] * intra[group]  # eq. 4's beta goes into eq. 3's alpha: linear
-                parts.append(self._weighted_sum([features[name] for name in names], scale_BL))
+                parts.append(weighted_sum([resized[name] for name in names], scale_BL, self.channels[group]))
             target = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)  # AHPA eq. 4: [B, C, h, w] -> [B, N, C]
             if self.prefix:
                 first = torch.stack([features[name].float() for name in self.prefix], dim=1)  # [B, P, C]
                 target = torch.cat([first, target], dim=1)
         return target
-
-    def _weighted_sum(self, levels: list[Tensor], scale_BL: Tensor) -> Tensor:
-        """AHPA eq. 3 over one group, [B, C, h, w] in float32; half-precision features are never copied as a whole."""
-        total = None
-        for level, scale_B in zip(levels, scale_BL.unbind(1), strict=True):
-            scale, x = scale_B[:, None, None, None], resize_to(level, self.grid, self.resize)
-            total = x * scale if total is None else torch.addcmul(total, x, scale)
-        return total
 
 
 class LearnedRouter(GroupedRouter):

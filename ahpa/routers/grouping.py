@@ -19,14 +19,16 @@ FORMS = (
 )
 
 
-def resolve_groups(groups: str | int | Mapping[str, Sequence], spec: Mapping[str, LevelSpec]) -> dict[str, tuple]:
+def resolve_groups(
+    groups: str | int | Mapping[str, Sequence], spec: Mapping[str, LevelSpec], *, mixed: bool = False
+) -> dict[str, tuple]:
     """-> {group: names of its levels}, from a form that a config may give; the groups are in the order given.
 
     groups: 'a/b[/c...]' splits the last a + b + ... levels (two groups are 'mid' and 'deep', any other number 'g1',
         'g2', ...; 'a' or the integer a is one group); 'resolution' takes the last two runs of levels of equal channels
         and stride as 'mid' and 'deep'; 'G1' .. 'G4' joined with '+' are the paper's groups ('g1', 'g2', 'mid', 'deep'),
         for a prior of exactly 15 levels; a dict names levels or gives their indices. A level may be in two groups.
-    spec: the prior's levels, shallow -> deep.
+    spec: the prior's levels, shallow -> deep. mixed: whether levels of one group may differ in channels.
     ValueError: an unknown form or level, an empty group, a group of levels that differ in channels, too few levels.
     """
     if isinstance(groups, Mapping):
@@ -35,7 +37,7 @@ def resolve_groups(groups: str | int | Mapping[str, Sequence], spec: Mapping[str
         maps = [name for name, level in spec.items() if level.stride > 0]
         found = _from_text(str(groups) if _is_count(groups) else groups, maps, spec)
     for group, names in found.items():
-        _check_group(group, names, spec)
+        _check_group(group, names, spec, mixed)
     return found
 
 
@@ -125,7 +127,7 @@ def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_group(group: str, names: tuple[str, ...], spec) -> None:
+def _check_group(group: str, names: tuple[str, ...], spec, mixed: bool) -> None:
     if not names:
         raise ValueError(f"group {group!r} is empty.")
     vectors = [name for name in names if spec[name].stride <= 0]
@@ -133,6 +135,8 @@ def _check_group(group: str, names: tuple[str, ...], spec) -> None:
         raise ValueError(
             f"group {group!r}: {', '.join(vectors)} is a vector, not a map of features; give it as `prefix` instead."
         )
-    if len({spec[name].channels for name in names}) > 1:
+    if len({spec[name].channels for name in names}) > 1 and not mixed:
         shown = ", ".join(f"{name} ({spec[name].channels})" for name in names)
-        raise ValueError(f"group {group!r} sums levels of different channels: {shown}. Make them groups of their own.")
+        raise ValueError(
+            f"group {group!r} sums levels of different channels: {shown}. Make them groups of their own, or set pad=True."
+        )

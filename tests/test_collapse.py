@@ -1,0 +1,140 @@
+"""The term against a router's collapse: written out, silent above the floor, and what it does to a router that collapses."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ahpa.losses.collapse import collapse_figures, entropy_term, membership_figures
+from ahpa.registry import ALIGNMENTS, ConfigError, build
+from ahpa.registry.contracts import Denoised, LevelSpec, Noisy, Step, Tokens
+
+INTRA = {"mid": [[0.97, 0.01, 0.02], [0.4, 0.3, 0.3]], "deep": [[0.5, 0.5], [1.0, 0.0]], "one": [[1.0], [1.0]]}
+INTER = [[0.2, 0.2, 0.6], [0.9, 0.05, 0.05]]
+SPEC = {f"level{i}": LevelSpec(6, 8) for i in range(4)}
+BACKBONE = SimpleNamespace(depth=2, hidden_size=5, grid=(4, 4), prefix=0)
+
+
+def given():
+    intra = {group: torch.tensor(rows, requires_grad=True) for group, rows in INTRA.items()}
+    return intra, torch.tensor(INTER, requires_grad=True)
+
+
+def entropy_of(row):
+    return -sum(p * math.log(p) for p in row if p)
+
+
+@pytest.mark.parametrize("floor", [0.1, 0.5, 0.9, 1.0])
+def test_the_floor_written_out(floor):
+    intra, inter = given()
+    want = 0.0
+    for rows in (INTRA["mid"], INTRA["deep"], INTER):  # not the group of one level
+        want += sum(max(0.0, floor * math.log(len(row)) - entropy_of(row)) for row in rows) / 2
+    assert entropy_term(intra, inter, floor).item() == pytest.approx(want, abs=1e-6)
+
+
+def test_without_a_floor_it_is_the_bonus():
+    intra, inter = given()
+    want = sum(sum(map(entropy_of, rows)) / 2 for rows in (*INTRA.values(), INTER))
+    assert entropy_term(intra, inter, None).item() == pytest.approx(-want, abs=1e-6)
+
+
+def test_only_rows_below_the_floor_have_a_gradient():
+    """Each sample by itself: one with even weights does not pay for one without."""
+    intra, inter = given()
+    entropy_term(intra, inter, 0.5).backward()
+    assert intra["mid"].grad[0].abs().sum() > 0 and (intra["mid"].grad[1] == 0).all()
+    assert (intra["deep"].grad[0] == 0).all() and intra["deep"].grad.isfinite().all()
+    assert (inter.grad[0] == 0).all() and inter.grad[1].abs().sum() > 0
+    assert intra["one"].grad is None
+
+
+def test_groups_of_one_level_have_no_floor():
+    term = entropy_term({"one": torch.ones(2, 1)}, torch.ones(2, 1), 1.0)
+    assert term.shape == () and float(term) == 0
+
+
+def test_figures():
+    intra, inter = given()
+    out = collapse_figures(intra, inter, 0.6)
+    deep = (entropy_of([0.5, 0.5]) + 0) / 2 / math.log(2)
+    assert float(out["evenness_deep"]) == pytest.approx(deep, abs=1e-6)
+    assert float(out["evenness"]) == pytest.approx(min(float(out[f"evenness_{n}"]) for n in ("inter", "mid", "deep")))
+    assert "evenness_one" not in out and float(out["below_floor"]) == 1
+    assert float(collapse_figures(intra, inter, 0.05)["below_floor"]) == 0.5  # the second sample's deep alphas
+    assert float(out["alpha_max_mid"]) == pytest.approx((0.97 + 0.4) / 2) and int(out["alpha_top_mid"]) == 0
+    assert "below_floor" not in collapse_figures(intra, inter, None)
+    assert not any("loss" in name or value.requires_grad for name, value in out.items())
+
+
+def test_figures_of_a_membership():
+    assert membership_figures({}) == {}
+    hard = membership_figures({"x": torch.tensor([1.0, 1.0, 0.0]), "y": torch.tensor([0.0, 0.0, 1.0])})
+    assert float(hard["entropy_membership"]) == pytest.approx(0, abs=1e-6)
+    assert float(hard["effective_groups"]) == pytest.approx(math.exp(entropy_of([2 / 3, 1 / 3])), rel=1e-5)
+    soft = membership_figures({name: torch.full((3,), 0.25) for name in "abcd"})
+    assert float(soft["entropy_membership"]) == pytest.approx(math.log(4)) and float(
+        soft["effective_groups"]
+    ) == pytest.approx(4)
+
+
+def make(router=None, **options):
+    cfg = dict(type="Alignment", tap=1, source="p", projector=dict(type="LinearProjector"),
+               router=router or dict(type="MLPRouter", groups="2/2", hidden_dim=32), **options)  # fmt: skip
+    return build(ALIGNMENTS, cfg, name="main", spec=SPEC, backbone=BACKBONE)
+
+
+def make_step(seed, batch=16):
+    """Level 0 is one vector at every place, which a projector's bias predicts; the others are noise."""
+    draw = torch.Generator().manual_seed(seed)
+    features = {name: torch.randn(batch, 6, 4, 4, generator=draw) for name in SPEC}
+    features["level0"] = torch.linspace(-1, 1, 6)[:, None, None].expand(batch, 6, 4, 4)
+    step = Step(batch={}, diagnose=True, features={"p": features})
+    step.noisy = Noisy(x={}, t=torch.rand(batch, generator=draw), target={}, data={}, noise={})
+    step.out = Denoised({}, {1: Tokens(torch.randn(batch, 16, 5, generator=draw), 0, (4, 4))})
+    return step
+
+
+def train(steps=300, **options):
+    torch.manual_seed(0)
+    alignment = make(router=dict(type="MLPRouter", groups="4", hidden_dim=32, zero_init=True), **options)
+    parts = [dict(params=alignment.projector.parameters(), lr=0.05), dict(params=alignment.router.parameters())]
+    optimizer = torch.optim.Adam(parts, lr=5e-3)
+    for seed in range(steps):
+        optimizer.zero_grad()
+        out = alignment(make_step(seed))
+        sum(value for name, value in out.items() if "loss" in name).backward()
+        optimizer.step()
+    return {name.removeprefix("main/"): float(value.detach()) for name, value in alignment(make_step(9999)).items()}
+
+
+@pytest.mark.parametrize("router_grad", ["target", "aux"])
+def test_a_router_collapses_without_a_floor_and_stays_above_it_with_one(router_grad):
+    bare = train(router_grad=router_grad)
+    assert bare["entropy_g1"] < 0.1 and bare["alpha_top_g1"] == 0 and bare["constant_cosine"] > 0.95, (
+        "the constant level"
+    )
+    held = train(router_grad=router_grad, entropy_floor=0.5, entropy_weight=1.0)
+    assert 0.49 < held["evenness"] < 0.6, "at the floor, not pushed further than it"
+    assert held["alpha_top_g1"] == 0 and held["loss_main_entropy"] < 0.02
+
+
+def test_the_term_stands_in_the_log_beside_its_figures():
+    out = make(entropy_floor=0.9, entropy_weight=0.3)(make_step(0))
+    assert {"loss_main_entropy", "main/below_floor", "main/evenness", "main/evenness_mid", "main/alpha_max_mid"} <= set(
+        out
+    )
+    partition = make(router=dict(type="PartitionRouter", groups="2/2"))(make_step(0))
+    assert {"main/entropy_membership", "main/effective_groups"} <= set(partition)
+    frozen = make(router_grad="none", entropy_floor=0.9, entropy_weight=0.3)(make_step(0))
+    assert "loss_main_entropy" not in frozen and "main/evenness" not in frozen
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(entropy_floor=0.5), "entropy_weight above 0"), (dict(entropy_floor=0.0, entropy_weight=1.0), "above 0 and at most 1"),
+    (dict(entropy_floor=1.1, entropy_weight=1.0), "at most 1"), (dict(entropy_floor="x", entropy_weight=1.0), "entropy_floor"),
+    (dict(entropy_floor=True, entropy_weight=1.0), "entropy_floor")], ids=str)  # fmt: skip
+def test_mistakes(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**options)
