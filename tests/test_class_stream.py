@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from test_mmdit import gelu, norm
+from support.backbones import joint_block, moved, norm
 
 from ahpa.engine.dryrun import synthetic_batch
 from ahpa.engine.inference import Generator
 from ahpa.registry import BACKBONES, FLOW_LOSSES, FLOWS, GUIDANCES, MODELS, SAMPLERS, ConfigError, build
 from ahpa.registry.contracts import Denoised, Step, TextCond
-from ahpa.testing import check_backbone
 
 VIT = dict(type="TimmEncoder", model="vit_tiny_patch16_224", weights="random", precision="fp32",
            options=dict(embed_dim=16, depth=1, num_heads=2))  # fmt: skip
@@ -32,11 +31,6 @@ def model(**changes):
         for p in own.parameters():
             p.add_(0.05 * torch.randn_like(p))
     return own
-
-
-@pytest.mark.parametrize("backbone", [SIT, DIT, MMDIT], ids=lambda backbone: backbone["type"])
-def test_conformance(backbone):
-    check_backbone(backbone)
 
 
 def test_the_published_layout():
@@ -136,15 +130,6 @@ def test_mistakes(changes, word):
 
 
 # ------------------------------------------------------------------------------------------------ DiT
-
-
-def moved(cfg, seed=0):
-    torch.manual_seed(seed)
-    net = build(BACKBONES, cfg, input_size=8, in_channels=4)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    return net.eval()
 
 
 def test_dit_is_sit_on_the_steps_numbers():
@@ -257,19 +242,7 @@ def test_the_joint_pass_written_out():
     image = torch.cat([token[:, None], net.x_embedder(x["image"]) + net.pos_embed], 1)  # [B, 17, D]
     text, c = linear("context_embedder", cond.tokens), torch.nn.functional.silu(net.t_embedder(t))
     for i in range(3):
-        names, tokens = [f"joint_blocks.{i}.{half}_block" for half in ("context", "x")], [text, image]
-        mods = [linear(f"{name}.adaLN_modulation.1", c)[:, None].split(48, -1) for name in names]
-        packed = torch.cat([linear(f"{name}.attn.qkv", norm(h) * (1 + m[1]) + m[0])
-                            for name, h, m in zip(names, tokens, mods, strict=True)], 1)  # fmt: skip
-        q, k, v = (part.unflatten(-1, (4, 12)).transpose(1, 2) for part in packed.split(48, -1))
-        attended = ((q @ k.mT / math.sqrt(12)).softmax(-1) @ v).transpose(1, 2).flatten(2)
-        updated = []
-        for name, h, m, rows in zip(names, tokens, mods, (attended[:, :5], attended[:, 5:]), strict=True):
-            if len(m) == 6:
-                h = h + m[2] * linear(f"{name}.attn.proj", rows)
-                h = h + m[5] * linear(f"{name}.mlp.fc2", gelu(linear(f"{name}.mlp.fc1", norm(h) * (1 + m[4]) + m[3])))
-            updated.append(h)
-        text, image = updated
+        text, image = joint_block(w, i, text, image, [c[:, None]] * 2)
         assert out.taps[i + 1].prefix == 1
         torch.testing.assert_close(out.taps[i + 1].tokens, image, rtol=1e-4, atol=1e-5)
     shift, scale = linear("final_layer.adaLN_modulation.1", c)[:, None].split(48, -1)

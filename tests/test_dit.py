@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.backbones import moved
 from support.runs import ROOT, environment, train
 
 from ahpa.backbones.layers import time_sinusoid
@@ -232,9 +233,9 @@ def test_the_gradient_of_the_variance_is_the_written_out_ones():
     for i, place in [(0, tuple(inside)), (1, (0, 0, 0)), (2, (1, 2, 3)), (4, (3, 3, 3))]:
         values = []
         for shift in (1e-4, -1e-4):
-            moved = v[i].copy()
-            moved[place] += shift
-            values.append(bits_written_out(x0[i], x[i], eps[i], moved, int(index[i])))
+            shifted = v[i].copy()
+            shifted[place] += shift
+            values.append(bits_written_out(x0[i], x[i], eps[i], shifted, int(index[i])))
         slope = (values[0] - values[1]) / 2e-4 / 5
         assert pred.grad[i, 4:][place].item() == pytest.approx(slope, rel=5e-3, abs=1e-8)
 
@@ -437,12 +438,7 @@ def test_the_hook_says_its_guidance_and_refuses_mistakes():
 
 
 def tiny(**changes):
-    torch.manual_seed(0)
-    model = build(BACKBONES, {**TINY, **changes}, **SIZES)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    return model.eval()
+    return moved(TINY, **changes)
 
 
 @pytest.mark.parametrize("changes", [{}, dict(learn_sigma=False), dict(qk_norm=True), dict(patch_size=4)], ids=str)

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from support.backbones import gelu, moved
 from test_sit import norm, positions
 
 from ahpa.analysis.cost import forward_macs
@@ -18,12 +19,7 @@ SIZES = dict(input_size=8, in_channels=4)
 
 
 def tiny(**changes):
-    torch.manual_seed(0)
-    model = build(BACKBONES, {**TINY, **changes}, **SIZES)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    return model.eval()
+    return moved(TINY, **changes)
 
 
 def inputs(pooled=None):
@@ -31,10 +27,6 @@ def inputs(pooled=None):
     x, tokens = torch.randn(3, 4, 8, 8, generator=values), torch.randn(3, 5, 20, generator=values)
     pooled = None if pooled is None else torch.randn(3, pooled, generator=values)
     return {"image": x}, torch.tensor([0.0, 0.37, 1.0]), TextCond(tokens, pooled)
-
-
-def gelu(x):
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def reference(w, x, t, cond, *, depth, heads, dim, patch=2):
@@ -205,17 +197,6 @@ def test_without_adaln_zero_the_start_is_pytorchs():
     assert float(weight.detach().std()) == pytest.approx(1 / math.sqrt(3 * 48), rel=0.03)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    (x, t, cond), grads = inputs(), []
-    for flag in (False, True):
-        model = tiny(gradient_checkpointing=flag).train()
-        out = model(x, t, cond, taps=frozenset({2}))
-        (out.pred["image"].square().mean() + out.taps[2].tokens.square().mean()).backward()
-        grads.append([p.grad for p in model.parameters()])
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_pooled_text_changes_the_output_and_is_asked_for():
     model, (x, t, cond) = tiny(pooled_dim=7), inputs(7)
     out = model(x, t, cond).pred["image"]
@@ -224,27 +205,6 @@ def test_pooled_text_changes_the_output_and_is_asked_for():
         model(x, t, TextCond(cond.tokens))
     plain = tiny()
     assert torch.equal(plain(x, t, cond).pred["image"], plain(x, t, TextCond(cond.tokens)).pred["image"])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_is_close_finite_and_trains(dtype):
-    model, (x, t, cond) = tiny(qk_norm=True, gradient_checkpointing=True).train(), inputs()
-    full = model(x, t, cond).pred["image"].detach()
-    with torch.autocast("cpu", dtype=dtype):
-        out = model(x, t, cond, taps=frozenset({2}))
-    assert out.pred["image"].dtype == torch.float32
-    assert float((out.pred["image"].detach() - full).norm() / full.norm()) < 0.05
-    (out.pred["image"].square().mean() + out.taps[2].tokens.float().square().mean()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.slow
-def test_blocks_compile_without_breaks():
-    model, (x, t, cond) = tiny(), inputs()
-    eager = model(x, t, cond).pred["image"]
-    for block in model.blocks:
-        block.compile(dynamic=False, fullgraph=True)
-    torch.testing.assert_close(model(x, t, cond).pred["image"], eager, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -258,12 +218,8 @@ def test_mistakes(changes, message):
         build(BACKBONES, {**TINY, **changes}, **SIZES)
 
 
-def test_inputs_that_do_not_fit():
-    model, (x, t, cond) = tiny(), inputs()
-    with pytest.raises(ValueError, match=r"1\.\.3"):
-        model(x, t, cond, taps=frozenset({4}))
-    with pytest.raises(ValueError, match=r"\[B, 4, 8, 8\], got \[3, 4, 4, 16\]"):
-        model({"image": torch.zeros(3, 4, 4, 16)}, t, cond)
+def test_conditions_that_do_not_fit():
+    model, (x, t, _) = tiny(), inputs()
     with pytest.raises(ValueError, match=r"\[B, T, 20\], got \[3, 5, 21\]"):
         model(x, t, TextCond(torch.zeros(3, 5, 21)))
     with pytest.raises(ValueError, match="TextCond of a text encoder, got Tensor"):
