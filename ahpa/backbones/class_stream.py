@@ -33,7 +33,7 @@ class ClassStreamSiT(SiT):
     that vector's velocity.
     """
 
-    demo = {**SiT.demo, "class_width": 192}  # of the small encoder of `--demo`
+    demo = {**SiT.demo, "class_width": 192}  # of the bundled encoder
 
     def __init__(self, *, class_width: int = 768, **options):
         super().__init__(**options)
