@@ -1,8 +1,8 @@
 """`--demo`: any config on a laptop. The data set, the sizes and the schedule become small; the method stays.
 
 A component says itself how it becomes small: its class attribute `demo` holds the options that are set here (the
-autoencoder's points to the bundled one). What is left is the resolution, the data set, the schedule and the taps,
-which keep their share of the depth.
+autoencoder's and the vision encoder's point to the bundled ones). What is left is the resolution, the data set, the
+schedule and the taps, which keep their share of the depth.
 """
 
 import copy

@@ -1,10 +1,12 @@
 """The drawn image set: a picture is a function of (seed, index), classes differ, wrong arguments are refused."""
 
+import colorsys
+
 import numpy as np
 import pytest
 import torch
 
-from ahpa.data.shapes import CLASSES, HUES, OBJECTS, ShapesDataset, draw
+from ahpa.data.shapes import CLASSES, HUES, OBJECTS, ShapesDataset, draw, shares
 
 
 def _float(dataset, indices):
@@ -131,3 +133,16 @@ def test_classes_can_be_told_apart_by_colour_and_place_alone():
     tried = _float(ShapesDataset(resolution=8, seed=2), range(300)).flatten(1)
     found = torch.cdist(tried, means).argmin(1)
     assert (found == torch.arange(300) % 10).float().mean() > 0.35
+
+
+@pytest.mark.parametrize("label", range(10))
+def test_shares_say_where_the_object_is(label):
+    """Every pixel that the object fills has a hue of its class; it keeps away from the border."""
+    found = shares(label, np.random.default_rng((5, label)), 64)
+    picture = draw(label, np.random.default_rng((5, label)), 64) / 255
+    assert found.shape == (64, 64, 2) and found.dtype == np.float32 and found.min() >= 0 and found.max() <= 1
+    inside = picture[(found[..., 0] == 1) & (found[..., 1] == 0)]
+    away = np.array([(colorsys.rgb_to_hsv(*pixel)[0] - HUES[CLASSES[label]] + 0.5) % 1 - 0.5 for pixel in inside])
+    assert len(inside) > 200 and np.abs(away).max() < 0.07  # HUE_SPREAD and a rounding
+    with_parts = ("flower", "fish", "tree", "house", "mushroom")
+    assert found[0].max() == 0 and (found[..., 1].max() > 0) == (CLASSES[label] in with_parts)

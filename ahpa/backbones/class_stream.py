@@ -39,7 +39,7 @@ class ClassStream(PatchTransformer):
     discrete path the noise, without a variance of its own.
     """
 
-    small = {"class_width": 192}  # of the small encoder of `--demo`
+    small = {"class_width": 192}  # of the bundled encoder
 
     def __init__(self, *, class_width: int = 768, **options):
         super().__init__(**options)

@@ -205,6 +205,19 @@ def _frame(facts, resolution):
     return x * cos + y * sin, y * cos - x * sin
 
 
+def _distances(label, facts, resolution):
+    """Silhouette and inner part of the placed object: two fields of distances, the second a number where there is none."""
+    return tuple(field * facts.scale for field in OBJECTS[CLASSES[label]](_frame(facts, resolution)))
+
+
+def shares(label: int, rng: np.random.Generator, resolution: int) -> np.ndarray:
+    """The shares in [0, 1] of each pixel that the object (without its line) and its inner part fill, in the picture that
+    `draw` makes of the same label and a like stream -> float32 [H, W, 2]."""
+    fields = _distances(label, _facts(label, rng), resolution)
+    covers = [np.broadcast_to(_cover(field, resolution), (resolution, resolution, 1)) for field in fields]
+    return np.concatenate(covers, -1).astype(np.float32)
+
+
 def caption(label: int, rng: np.random.Generator) -> str:
     """What the picture that `draw` makes of the same label and a like stream shows: 'a yellow star on a dark ground'."""
     facts = _facts(label, rng)
@@ -226,8 +239,7 @@ def draw(label: int, rng: np.random.Generator, resolution: int) -> np.ndarray:
     surface = _paint(rng, resolution, _rgb(hue, 0.95 - 0.2 * near, object_value),
                      _rgb(hue, 0.8 - 0.2 * far, object_value - 0.25))  # fmt: skip
     outline, inner = ((0.6, 0.2), (0.25, 1.0)) if light else ((0.1, 1.0), (0.6, 0.25))  # saturation and value
-    objects = OBJECTS[CLASSES[label]](_frame(facts, resolution))
-    silhouette, part = (field * facts.scale for field in objects)
+    silhouette, part = _distances(label, facts, resolution)
     layers = ((silhouette - OUTLINE, _rgb(hue, *outline)), (silhouette, surface), (part, _rgb(0.12, *inner)))
     for distance, colour in layers:
         if np.ndim(distance):

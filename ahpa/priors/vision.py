@@ -18,12 +18,11 @@ from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Features, LevelSpec, Prior, Step
 from ..registry.hub import hub_file
 from ..registry.numerics import full_precision
+from .vision_files import FILES, HINT, bundled, first_line, read_weights, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DINO = "vit_base_patch14_dinov2.lvd142m"
 STRIDE = 16  # pixels a token: 8x of the autoencoder, patches of 2 latents
-FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
-HINT = "Give `weights` a file or a folder with a copy, or 'random' for an untrained network."
 
 
 class VisionEncoder(Prior):
@@ -124,51 +123,27 @@ class VisionEncoder(Prior):
         return features | ({} if cls is None else {"cls": cls})
 
 
-def weights_file(weights: str, what: str) -> Path:
-    """A file, or the usual one in a folder. UserError if there is none."""
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
-            raise UserError(f"{what}: the folder {path} holds none of {', '.join(FILES)}. {HINT}")
-        path = found[0]
-    if not path.is_file():
-        raise UserError(f"{what}: there are no weights at {path}. {HINT}")
-    return path
-
-
-def read_weights(path: Path, what: str) -> dict:
-    """The tensors of a file, read without running anything in it. UserError for one that is damaged or holds more."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or malicious file may fail in any way
-        raise UserError(f"{what}: {path} is refused: it is damaged, or holds more than tensors "
-                        f"({type(error).__name__}). Convert it to .safetensors.") from error  # fmt: skip
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 @PRIORS.register_module()
 class TimmEncoder(VisionEncoder):
     """A vision transformer of timm, such as DINOv2-B/14 (REPA's default teacher).
 
-    model: timm's name with its pretrained tag. weights: None (timm's own, by the tag), a file or folder, or 'random' with
-    `seed`. options: passed on to timm's `create_model`, for networks of other sizes. ConfigError for a name that timm
-    does not have or that is no vision transformer, UserError where weights are missing.
+    model: timm's name with its pretrained tag, or 'bundled': the small one that was trained on the drawn set, which brings
+    its weights and options. weights: None (timm's own, by the tag), a file or folder, or 'random' with `seed`. options:
+    passed on to timm's `create_model`, for networks of other sizes. ConfigError for a name that timm does not have or
+    that is no vision transformer, UserError where weights are missing.
     """
 
-    demo = dict(model="vit_tiny_patch16_224", weights="random", side=None, precision="fp32")
+    demo = dict(model="bundled", weights=None, options=None, side=None, precision="fp32")
 
     def __init__(self, *, model: str = DINO, weights: str | None = None,
                  side: int | None = None, precision: str = "bf16", seed: int = 0, options=None):  # fmt: skip
         import timm
 
+        if model == "bundled":
+            if weights is not None or options:
+                raise ConfigError("model: 'bundled' brings its own weights and options; for others give timm's name, such "
+                                  f"as {DINO!r}.")  # fmt: skip
+            model, weights, options = bundled()
         if not timm.is_model(model):
             raise ConfigError(f"model: timm has no {model!r}{nearest(model, near_names(model))}")
         self.model, self.weights, self.seed, self.options = model, weights, seed, dict(options or {})
@@ -235,7 +210,7 @@ class OpenCLIPEncoder(VisionEncoder):
     model: open_clip's architecture. weights: a pretrained tag of open_clip ('openai'), which also says mean, std and
     activation; a file or folder (with OpenAI's mean and std unless given; its networks need a model '...-quickgelu'); or
     'random' with `seed`. sizes: the tower's sizes, for networks of one's own. ConfigError for an architecture that is
-    unknown or no plain transformer, UserError where weights are missing.
+    unknown or no plain transformer, UserError where weights are missing. Its `--demo` is small and untrained.
     """
 
     demo = dict(model="ViT-B-32", weights="random", precision="fp32", side=None,
