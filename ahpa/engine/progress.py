@@ -91,7 +91,9 @@ class Progress(Hook):
         with open(self.path(runner), "a") as file:
             file.write(json.dumps(record) + "\n")
         runner.visualizer.add_scalars({k: v for k, v in record.items() if k != "iteration"}, step=runner.iter)
-        lead = [name for name in values if "loss" in name or name.endswith(("constant_cosine", "/evenness", "grad_norm"))]
+        lead = [
+            name for name in values if "loss" in name or name.endswith(("constant_cosine", "/evenness", "grad_norm"))
+        ]
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in lead)  # the rest stands in scalars.json
         runner.say(f"iter {runner.iter}/{runner.max_iters}  {shown}  {speed:.1f} images/s  "
                    f"{peak_memory():.1f} GiB  ETA {human_time(left)}")  # fmt: skip
