@@ -153,7 +153,8 @@ def test_an_imported_checkpoint_and_one_with_own_components(run, tmp_path):
     saved["meta"]["config"]["custom_imports"] = dict(imports=["their_package"])
     checkpoint.save({key: value for key, value in saved.items() if key != "format"}, tmp_path / "own.pth")
     notes = publish(tmp_path / "own.pth", tmp_path / "b", vae=str(ROOT / "ahpa" / "assets" / "tiny_vae"))
-    assert "their_package" in notes[1] and "path of this machine" in notes[0]
+    assert "model.tokenizer.source" in notes[0] and "path of this machine" in notes[0] and "--vae" in notes[1]
+    assert "their_package" in notes[2]
     assert "their_package" in (tmp_path / "b" / "README.md").read_text()
     assert Generator.load(tmp_path / "b").sample([1], steps=2).shape == (1, 3, 64, 64)
     refuse_code(json.loads((tmp_path / "b" / "config.json").read_text()), "b")

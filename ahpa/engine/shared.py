@@ -34,8 +34,14 @@ def read_run(source: Path | str, weights: str = "ema") -> tuple[dict[str, Any], 
             raise UserError(f"{source} holds the {config['weights']!r} weights only, not {weights!r}.")
         return config["model"], state
     saved = checkpoint.load(path)
-    own = {key.removeprefix("backbone."): v for key, v in saved["model"].items() if key.startswith("backbone.")}
-    return dict(saved["meta"]["config"]["model"]), saved["ema"] if weights == "ema" else own
+    return dict(saved["meta"]["config"]["model"]), backbone_of(saved, weights)
+
+
+def backbone_of(saved: Mapping, weights: str) -> dict[str, Tensor]:
+    """The backbone's state dict in a checkpoint: the average ('ema') or the raw weights ('model')."""
+    if weights == "ema":
+        return saved["ema"]
+    return {key.removeprefix("backbone."): v for key, v in saved["model"].items() if key.startswith("backbone.")}
 
 
 def is_published(path: Path) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .. import __version__
 from ..engine import checkpoint
 from ..engine.denoiser import generator_parts
-from ..engine.shared import CONFIG, FORMAT, WEIGHTS, refuse_code
+from ..engine.shared import CONFIG, FORMAT, WEIGHTS, backbone_of, refuse_code
 
 PRIVATE = ("custom_imports", "work_dir", "launcher", "default_scope", "visualizer")  # code, and what one machine had
 PLACES = ("root", "images", "annotations")  # options of data sets that are paths
@@ -32,8 +32,7 @@ def publish(source: Path, target: Path, *, weights: str = "ema", vae: str | None
     model = dict(config.pop("model"))
     if vae:
         model["tokenizer"] = dict(type="KLAutoencoder", source=vae)
-    own = {key.removeprefix("backbone."): v for key, v in saved["model"].items() if key.startswith("backbone.")}
-    state = {key: value.contiguous() for key, value in (saved["ema"] if weights == "ema" else own).items()}
+    state = {key: value.contiguous() for key, value in backbone_of(saved, weights).items()}
     modules = (config.get("custom_imports") or {}).get("imports", ())
     training = {key: value for key, value in config.items() if key not in PRIVATE}
     without_places(training)
@@ -73,15 +72,23 @@ def last_figures(work_dir: Path, iteration: int) -> dict[str, float]:
 
 def notes(model: Mapping, modules: Sequence[str]) -> list[str]:
     """What the readers of the folder will miss."""
-    found, source = [], str(model["tokenizer"].get("source", ""))
-    if Path(source).expanduser().exists():
-        found.append(
-            f"the autoencoder {source} is a path of this machine; readers need their own: name a hub id by --vae."
-        )
+    found = [f"config.json names {where} = {value!r}, a path of this machine" for where, value in paths(model, "model")]
+    if any(line.startswith("config.json names model.tokenizer") for line in found):
+        found.append("readers need an autoencoder of their own: name a hub id by --vae.")
     if modules:
         found.append(f"the run used components of {', '.join(modules)}: readers need them as an installed plugin if the "
                      "backbone, the autoencoder or the conditioner is one of them.")  # fmt: skip
     return found
+
+
+def paths(value: Any, where: str) -> list[tuple[str, str]]:
+    """(place in the config, text) of every text that is a path here."""
+    if isinstance(value, Mapping):
+        return [pair for key, part in value.items() for pair in paths(part, f"{where}.{key}")]
+    if isinstance(value, (list, tuple)):
+        return [pair for number, part in enumerate(value) for pair in paths(part, f"{where}[{number}]")]
+    local = isinstance(value, str) and "/" in value and Path(value).expanduser().exists()
+    return [(where, value)] if local else []
 
 
 def card(described: dict, state: dict, logged: dict, figures: Sequence[str], *, name: str, license: str | None, grid: bool,
