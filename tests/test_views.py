@@ -246,6 +246,5 @@ def test_mistakes(changes, word):
 
 
 def test_one_view_is_not_enough():
-    own = model(views=1)
-    with pytest.raises(ValueError, match="model.flow.views"):
-        own.loss(synthetic_batch(own))
+    with pytest.raises(ConfigError, match="model.alignments.views: .*model.flow.views"):
+        model(views=1)

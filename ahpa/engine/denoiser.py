@@ -128,7 +128,10 @@ class AlignedDenoiser(HoldsFrozen, BaseModel):
         where = f"model.alignments.{name}"
         cfg = {"type": "Alignment", **cfg} if isinstance(cfg, Mapping) else cfg
         derived = dict(name=name, backbone=self.backbone)
-        if "source" in (parameters(check(ALIGNMENTS, cfg, where=where, derived=("spec", *derived)))[0]):
+        known, _ = parameters(check(ALIGNMENTS, cfg, where=where, derived=("spec", "flow", *derived)))
+        if "flow" in known:
+            derived["flow"] = self.flow
+        if "source" in known:
             source = cfg.get("source")
             if source not in self.priors:
                 raise ConfigError(f"{where}.source: no prior is called {source!r}{nearest(source, self.priors)}")

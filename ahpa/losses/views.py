@@ -25,11 +25,13 @@ class ViewAlignment(nn.Module):
 
     source, levels = None, ()
 
-    def __init__(self, *, name: str, backbone: Backbone, tap: int, out_dim: int = 768, projector=None, criteria=None,
+    def __init__(self, *, name: str, backbone: Backbone, flow, tap: int, out_dim: int = 768, projector=None, criteria=None,
                  weight=1.0):  # fmt: skip
         super().__init__()
         where = f"model.alignments.{name}"
         check_tap(tap, backbone)
+        if (views := getattr(flow, "views", 1)) < 2:
+            raise ValueError(f"views of one image are compared; set model.flow.views to 2 or more, it is {views}.")
         self.name, self.tap, self.weight = name, tap, build_weight(weight, where=f"{where}.weight")
         self.projector = build(PROJECTORS, projector or dict(type="MLPProjector"), where=f"{where}.projector",
                                dim=backbone.hidden_size, out_dim=out_dim)  # fmt: skip
@@ -39,12 +41,9 @@ class ViewAlignment(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Reads step.out.taps -> 'loss_<name>_<criterion>' (weighted) and '<name>/<criterion>'."""
-        views = step.noisy.views
-        if views < 2:
-            raise ValueError(f"model.alignments.{self.name} compares views; set model.flow.views to 2 or more.")
         tokens = step.out.taps[self.tap]
         grid = Tokens(tokens.tokens[:, tokens.prefix :], 0, tokens.grid)
-        parts = self.projector(grid).chunk(views)  # each [B, N, C]
+        parts = self.projector(grid).chunk(step.noisy.views)  # each [B, N, C]
         weight, out = self.weight(step), {}
         for key, criterion in self.criteria.items():
             value = torch.stack([criterion(a, b) for a, b in combinations(parts, 2)]).mean()
