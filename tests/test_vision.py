@@ -175,3 +175,19 @@ def test_random_weights_are_the_same_for_a_seed_and_leave_the_global_stream_alon
     assert torch.equal(torch.rand(1), wanted)
     for a, b, c in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) and (torch.equal(a, c) == bool((a == a.flatten()[0]).all()))
+
+
+@pytest.mark.parametrize("lost", ["blocks.0.attn.qkv.weight", "pos_embed", "norm.bias", "all"])
+def test_a_file_that_lacks_a_parameter_is_refused(tmp_path, lost):
+    """timm passes over it in silence where its tag has classes: the encoder would be random there."""
+    name = "vit_tiny_patch16_224"  # its tag has 1000 classes
+    options = dict(depth=1, embed_dim=24, num_heads=2)
+    state = timm.create_model(name, num_classes=1000, **options).state_dict()  # with a head, which is not needed
+    kept = {f"of_another.{key}" if lost == "all" else key: value for key, value in state.items() if key != lost}
+    save_file(kept, tmp_path / "model.safetensors")
+    own = encoder(model=name, weights=str(tmp_path), options=options, side=None)
+    with pytest.raises(UserError, match="it has no .* and 1[0-9] more" if lost == "all" else f"it has no {lost}"):
+        own.network(64)
+    save_file(state, tmp_path / "model.safetensors")
+    own.network(64)
+    assert "load_state_dict" not in vars(own.kind)

@@ -112,7 +112,8 @@ def draw_membership(axis, table, groups: dict[str, tuple]) -> None:
 
 @HOOKS.register_module()
 class RoutingPolicy(Hook):
-    """Writes each alignment's routing policy as PNG and CSV every `interval` iterations and at the end."""
+    """Writes the routing policy of each alignment of several levels as PNG and CSV every `interval` iterations and at the
+    end."""
 
     priority = "LOW"
     demo = dict(interval=500)
@@ -122,9 +123,10 @@ class RoutingPolicy(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if due(runner, self.interval) and runner.rank == 0:
-            routed = {n: a for n, a in runner.plain_model.alignments.items() if hasattr(a, "router")}
-            for name, alignment in routed.items():
-                self.write(runner, name, alignment.router)
+            routers = {name: getattr(own, "router", None) for name, own in runner.plain_model.alignments.items()}
+            for name, router in routers.items():
+                if router is not None and sum(map(len, router.groups.values())) > 1:  # else there is nothing to weigh
+                    self.write(runner, name, router)
 
     def write(self, runner, name, router) -> None:
         path = Path(runner.work_dir) / "policy" / f"{name}_iter_{runner.iter:09d}.png"

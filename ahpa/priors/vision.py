@@ -18,7 +18,7 @@ from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Features, LevelSpec, Prior, Step
 from ..registry.hub import hub_file
 from ..registry.numerics import full_precision
-from .vision_files import FILES, HINT, bundled, first_line, read_weights, weights_file
+from .vision_files import FILES, HINT, bundled, first_line, read_weights, unset_parameters, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DINO = "vit_base_patch14_dinov2.lvd142m"
@@ -151,7 +151,7 @@ class TimmEncoder(VisionEncoder):
             network = timm.create_model(model, num_classes=0, **self.options)
         if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "patch_embed"):
             raise ConfigError(f"model: {model!r} is a {type(network).__name__}, no plain vision transformer.")
-        self.width, self.patch = network.embed_dim, network.patch_embed.patch_size[0]
+        self.kind, self.width, self.patch = type(network), network.embed_dim, network.patch_embed.patch_size[0]
         self.skipped, self.has_class = network.num_prefix_tokens, getattr(network, "cls_token", None) is not None
         cfg = network.pretrained_cfg
         super().__init__(side=side, precision=precision, mean=cfg["mean"], std=cfg["std"])
@@ -168,9 +168,14 @@ class TimmEncoder(VisionEncoder):
             path = self.hub_weights() if self.weights is None else weights_file(self.weights, "TimmEncoder")
             overlay = dict(state_dict=read_weights(path, "TimmEncoder"), custom_load=False)
             try:
-                return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+                with unset_parameters(self.kind) as unset:
+                    network = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
             except Exception as error:  # other keys or shapes
                 raise UserError(f"TimmEncoder: {path} does not fit {self.model!r}: {first_line(error)}") from error
+            if unset:
+                raise UserError(f"TimmEncoder: {path} does not fit {self.model!r}: it has no {', '.join(unset[:3])}"
+                                f"{f' and {len(unset) - 3} more' if len(unset) > 3 else ''}.")  # fmt: skip
+            return network
 
     def empty(self, side):
         import timm

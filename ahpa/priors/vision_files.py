@@ -2,9 +2,12 @@
 and not trusted: configs are JSON, weights are safetensors or pickles read by torch's safe loader."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..registry import UserError
 
@@ -47,3 +50,26 @@ def read_weights(path: Path, what: str) -> dict:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def unset_parameters(kind: type[nn.Module]) -> Iterator[list[str]]:
+    """A list that fills with the parameters that loading a state dict into a network of this class leaves as they were.
+    timm passes over them in silence where its tag's number of classes is another than the network's (0 here)."""
+    unset: list[str] = []
+    original, own = kind.load_state_dict, "load_state_dict" in vars(kind)
+
+    def recording(network, state, *arguments, **options):
+        result = original(network, state, *arguments, **options)
+        parameters = {name for name, _ in network.named_parameters()}
+        unset.extend(name for name in result.missing_keys if name in parameters)
+        return result
+
+    kind.load_state_dict = recording
+    try:
+        yield unset
+    finally:
+        if own:
+            kind.load_state_dict = original
+        else:
+            del kind.load_state_dict
