@@ -43,7 +43,8 @@ def test_ratio_of_taps_to_the_whole_encoder_in_fp32(benchmark, images, precision
     ratios(benchmark, times, "whole", "taps")
 
 
-@pytest.mark.parametrize("name", ["MLPRouter", "LUTRouter", "AttentionRouter", "ContentRouter", "StaticRouter"])
+@pytest.mark.parametrize("name", ["MLPRouter", "LUTRouter", "AttentionRouter", "ContentRouter",
+                                  "PartitionRouter", "StaticRouter"])  # fmt: skip
 def test_router(benchmark, name):
     """Eight levels [4, 512, 64 or 32, ...] to a target [4, 256, 1024], with its backward."""
     spec = {f"l{i}": LevelSpec(512, 4 if i < 2 else 8) for i in range(8)}
