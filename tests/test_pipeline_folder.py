@@ -148,6 +148,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
         write_pipeline(make(tmp_path, "sit", mlp_ratio=2.0), target)
     with pytest.raises(UserError, match="holds a DDT"):
         write_pipeline(make(tmp_path, "sit", type="DDT", encoder_depth=1), target)
+    model = dict(resolution=64, backbone=dict(type="MMDiT"), tokenizer=dict(type="KLAutoencoder", source="bundled"))
+    checkpoint.save_imported(model, {}, tmp_path / "mmdit.pth", layout="test")
+    with pytest.raises(UserError, match="holds a MMDiT.*tools/publish.py"):
+        write_pipeline(tmp_path / "mmdit.pth", target)
     assert not target.exists()
     target.mkdir()
     (target / "mine").write_text("keep")
@@ -156,7 +160,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     assert [path.name for path in target.iterdir()] == ["mine"]
     with pytest.raises(UserError, match="no pipeline folder"):
         read_pipeline(target, tmp_path / "back.pth")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "sit.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "mmdit.pth", "sit.pth"]
 
 
 def test_a_folder_whose_blocks_embed_differently_is_refused(tmp_path):

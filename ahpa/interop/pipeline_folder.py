@@ -78,9 +78,9 @@ def write_pipeline(source: Path, target: Path, *, weights: str = "ema", vae: str
     model, state = read_run(source, weights)
     if vae:
         model = {**model, "tokenizer": dict(type="KLAutoencoder", source=vae)}
+    check_fits(source, model["backbone"])
     parts = generator_parts(**{k: model[k] for k in ("resolution", "tokenizer", "backbone", "flow") if k in model})
     backbone, tokenizer, flow = parts["backbone"], parts["tokenizer"], parts["flow"]
-    check_fits(source, model["backbone"])
     scheduler, discrete = scheduler_of(flow)
     tokenizer.load()
     factors = latent_factors(tokenizer)
