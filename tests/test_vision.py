@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from ahpa.data.shapes import ShapesDataset
-from ahpa.priors import vision
+from ahpa.priors import clip_tower
 from ahpa.registry import PRIORS, ConfigError, UserError, build
 from ahpa.registry.contracts import Step
 from ahpa.testing import check_prior
@@ -89,7 +89,7 @@ def test_each_family_gives_a_map_on_the_token_grid(name, images):
 
 @pytest.mark.parametrize("prior", [
     dict(type="TimmEncoder", weights="random", model="vit_tiny_patch16_224", precision="fp32", options=TINY),
-    dict(type="OpenCLIPEncoder", **vision.OpenCLIPEncoder.demo)], ids=lambda p: p["type"])  # fmt: skip
+    dict(type="OpenCLIPEncoder", **clip_tower.OpenCLIPEncoder.demo)], ids=lambda p: p["type"])  # fmt: skip
 def test_conformance(prior):
     check_prior(prior)
 
@@ -115,6 +115,48 @@ def test_open_clips_tower(tmp_path, images):
         tokens = tower.ln_post(tower.transformer(tower._embeds(x)))
     torch.testing.assert_close(found["patch"].flatten(2).mT, tokens[:, 1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["cls"], tokens[:, 0], rtol=1e-4, atol=1e-5)
+
+
+INNER = [
+    dict(type="TimmEncoder", model=REGISTERS, weights="random", precision="fp32", options={**TINY, "depth": 4}),
+    dict(type="TimmEncoder", model="vit_small_patch16_dinov3", weights="random", precision="fp32", options={**TINY, "depth": 4}),
+    dict(type="OpenCLIPEncoder", model="ViT-B-32", weights="random", precision="fp32",
+         sizes=dict(embed_dim=32, width=64, layers=4, patch_size=16))]  # fmt: skip
+
+
+@pytest.mark.parametrize("cfg", INNER, ids=lambda cfg: cfg["model"])
+def test_inner_layers_are_the_blocks_outputs_after_the_last_norm(cfg, images):
+    """Block by block by hand; the last block's is 'patch', and a level that nobody asked for is not kept."""
+    prior, plain = build(PRIORS, {**cfg, "inner": True}), build(PRIORS, cfg)
+    levels = ["block1", "block2", "block3", "patch", "cls"]
+    assert list(prior.spec(None)) == levels and len({prior.spec(None)[name] for name in levels[:4]}) == 1
+    prior.request(["block1", "block3", "patch"])
+    found, bare = features(prior, images), features(plain, images)
+    assert list(found) == ["block1", "block3", "patch", "cls"] and list(bare) == ["patch", "cls"]
+    assert torch.equal(found["patch"], bare["patch"]) and torch.equal(found["cls"], bare["cls"])
+    network, seen = prior.held["encoder"], []
+    blocks = network.blocks if hasattr(network, "blocks") else network.transformer.resblocks
+    hooks = [block.register_forward_hook(lambda module, given, output: seen.append(output)) for block in blocks]
+    assert all(
+        not block._forward_hooks or len(block._forward_hooks) == 1 for block in blocks
+    )  # the prior's own are gone
+    norm = network.norm if hasattr(network, "norm") else network.ln_post
+    features(plain, images), features(prior, images)
+    for hook in hooks:
+        hook.remove()
+    prefix = seen[0].shape[1] - 256
+    for name, number in (("block1", 1), ("block3", 3), ("patch", 4)):
+        wanted = norm(seen[number - 1])[:, prefix:]
+        torch.testing.assert_close(found[name].flatten(2).mT, wanted, rtol=1e-4, atol=1e-5)
+    check_prior({**cfg, "inner": True})
+
+
+def test_a_router_over_an_encoders_layers():
+    from ahpa.registry import ROUTERS
+
+    prior = encoder(model=DINO, weights="random", options={**TINY, "depth": 5}, inner=True)
+    router = build(ROUTERS, dict(type="MLPRouter", groups="2/2"), spec=prior.spec(None), grid=(16, 16), content_dim=8)
+    assert router.groups == {"mid": ("block2", "block3"), "deep": ("block4", "patch")} and router.out_dim == 96
 
 
 def test_a_tag_brings_its_own_preprocessing_and_activation(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
-"""Frozen vision encoders as priors: any vision transformer of timm (DINO, DINOv2, DINOv3, MAE, SigLIP 2, PE ...) and the
-image towers of open_clip.
+"""Frozen vision encoders as priors: any vision transformer of timm (DINO, DINOv2, DINOv3, MAE, SigLIP 2, PE ...); those of
+open_clip stand in clip_tower.py.
 
 Each sees the images as it was trained to: its own mean and std, and a side at which its patches lie on the token grid of
 a 16-pixel stride (REPA): patch x res / 16, that is 224 (res / 256) for patch 14 and the image itself for patch 16.
 Positions are resampled to that grid bicubically. Levels: 'patch', the normalised patch tokens as a map [B, C, h, w]; and
-'cls', the class token [B, C], where there is one. Register tokens are left out.
+'cls', the class token [B, C], where there is one; with `inner`, before them 'block1', 'block2', ...: the patch tokens after
+each earlier block, through the same last norm (DINOv2's way of reading inner layers). Register tokens are left out.
 """
 
 from collections.abc import Sequence
@@ -26,17 +27,23 @@ STRIDE = 16  # pixels a token: 8x of the autoencoder, patches of 2 latents
 
 
 class VisionEncoder(Prior):
-    """Base: sizes known without weights, the preprocessing, the two levels; a subclass builds the network.
+    """Base: sizes known without weights, the preprocessing, the levels; a subclass builds the network.
 
-    side: the input's side in pixels (None: patch x res / 16). precision: of weights and computation.
+    side: the input's side in pixels (None: patch x res / 16). precision: of weights and computation. inner: whether the
+    outputs of the blocks before the last are levels too, for a router over layers.
     """
 
     width: int  # C
+    depth: int  # blocks
     patch: int  # pixels
     has_class: bool
+    skipped: int  # tokens before the patches'
+    requested: tuple[str, ...] = ()
 
-    def __init__(self, *, side: int | None, precision: str, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, *, side: int | None, precision: str, mean: Sequence[float], std: Sequence[float],
+                 inner: bool = False):  # fmt: skip
         super().__init__()
+        self.inner = {f"block{number}": number for number in range(1, self.depth)} if inner else {}
         if precision not in DTYPES:
             raise ConfigError(f"precision: {precision!r} is unknown{nearest(precision, DTYPES)}")
         if side is not None and (not isinstance(side, int) or side < self.patch or side % self.patch):
@@ -55,14 +62,21 @@ class VisionEncoder(Prior):
         """Preprocessed images -> (patch tokens [B, N, C], class token [B, C] or None)."""
         raise TypeError(f"{type(self).__name__} must define tokens(network, images)")
 
+    def layers(self, network) -> tuple[Sequence[torch.nn.Module], torch.nn.Module]:
+        """-> (the blocks, which give [B, skipped + N, C]; the last norm)."""
+        raise TypeError(f"{type(self).__name__} must define layers(network)")
+
     def bind(self, *, tokenizer, backbone) -> None:
         """Takes the images' side from the model, so that `load` can read the weights before the first step."""
         if tokenizer is not None and backbone is not None:
             self.image_side = tokenizer.downsample * backbone.streams["image"][-1]
 
     def spec(self, backbone) -> dict[str, LevelSpec]:
-        levels = {"patch": LevelSpec(self.width, STRIDE)}
+        levels = {name: LevelSpec(self.width, STRIDE) for name in (*self.inner, "patch")}
         return levels | ({"cls": LevelSpec(self.width, 0)} if self.has_class else {})
+
+    def request(self, levels: Sequence[str]) -> None:
+        self.requested = tuple(levels)
 
     def input_side(self, image_side: int) -> int:
         """The side to which images are resized. ConfigError where no whole number of patches fits."""
@@ -111,16 +125,35 @@ class VisionEncoder(Prior):
 
     @torch.no_grad()
     def forward(self, step: Step) -> Features:
-        """-> {'patch': [B, C, h, w], 'cls': [B, C]}. UserError where there is no image to look at."""
+        """-> {'block<k>' and 'patch': [B, C, h, w], 'cls': [B, C]}; of the inner ones those that were requested. UserError
+        where there is no image to look at."""
         if step.images is None:
             raise UserError(f"{type(self).__name__}: the batch has no images; train on images, or on latents stored with "
                             "these features.")  # fmt: skip
         network = self.network(step.images.shape[-1])
-        with full_precision(self.mean.device):
-            patches, cls = self.tokens(network, self.preprocess(step.images))
-        side = int(patches.shape[1] ** 0.5)
-        features = {"patch": patches.transpose(1, 2).unflatten(2, (side, side))}
+        blocks, norm = self.layers(network)
+        seen: dict[str, Tensor] = {}
+        hooks = [blocks[number - 1].register_forward_hook(keep(seen, name))
+                 for name, number in self.inner.items() if name in self.requested]  # fmt: skip
+        try:
+            with full_precision(self.mean.device):
+                seen["patch"], cls = self.tokens(network, self.preprocess(step.images))
+                found = {name: x if name == "patch" else norm(x)[:, self.skipped :] for name, x in seen.items()}
+        finally:
+            for hook in hooks:
+                hook.remove()
+        side = int(found["patch"].shape[1] ** 0.5)
+        features = {name: x.transpose(1, 2).unflatten(2, (side, side)) for name, x in found.items()}
         return features | ({} if cls is None else {"cls": cls})
+
+
+def keep(seen: dict[str, Tensor], name: str):
+    """A hook that keeps a block's output under a name."""
+
+    def hook(block, given, output) -> None:
+        seen[name] = output
+
+    return hook
 
 
 @PRIORS.register_module()
@@ -129,14 +162,15 @@ class TimmEncoder(VisionEncoder):
 
     model: timm's name with its pretrained tag, or 'bundled': the small one that was trained on the drawn set, which brings
     its weights and options. weights: None (timm's own, by the tag), a file or folder, or 'random' with `seed`. options:
-    passed on to timm's `create_model`, for networks of other sizes. ConfigError for a name that timm does not have or
-    that is no vision transformer, UserError where weights are missing.
+    passed on to timm's `create_model`, for networks of other sizes. inner: see the module. ConfigError for a name that
+    timm does not have or that is no vision transformer, UserError where weights are missing.
     """
 
     demo = dict(model="bundled", weights=None, options=None, side=None, precision="fp32")
 
     def __init__(self, *, model: str = DINO, weights: str | None = None,
-                 side: int | None = None, precision: str = "bf16", seed: int = 0, options=None):  # fmt: skip
+                 side: int | None = None, precision: str = "bf16", seed: int = 0, options=None,
+                 inner: bool = False):  # fmt: skip
         import timm
 
         if model == "bundled":
@@ -153,8 +187,8 @@ class TimmEncoder(VisionEncoder):
             raise ConfigError(f"model: {model!r} is a {type(network).__name__}, no plain vision transformer.")
         self.kind, self.width, self.patch = type(network), network.embed_dim, network.patch_embed.patch_size[0]
         self.skipped, self.has_class = network.num_prefix_tokens, getattr(network, "cls_token", None) is not None
-        cfg = network.pretrained_cfg
-        super().__init__(side=side, precision=precision, mean=cfg["mean"], std=cfg["std"])
+        cfg, self.depth = network.pretrained_cfg, len(network.blocks)
+        super().__init__(side=side, precision=precision, mean=cfg["mean"], std=cfg["std"], inner=inner)
 
     def build(self, side):
         import timm
@@ -193,6 +227,9 @@ class TimmEncoder(VisionEncoder):
         names = (cfg.hf_hub_filename or FILES[0], "pytorch_model.bin")
         return hub_file(cfg.hf_hub_id, names, what="the vision encoder", hint=HINT)
 
+    def layers(self, network):
+        return network.blocks, network.norm
+
     def tokens(self, network, images):
         x = network.forward_features(images)  # [B, P+N, C] after the last norm
         return x[:, self.skipped :], x[:, 0] if self.has_class else None
@@ -205,75 +242,3 @@ def near_names(model: str) -> list[str]:
     import timm
 
     return difflib.get_close_matches(model, timm.list_pretrained("*vit*"), n=5, cutoff=0.3)
-
-
-@PRIORS.register_module()
-class OpenCLIPEncoder(VisionEncoder):
-    """The image tower of an open_clip model, such as CLIP ViT-L/14: patch tokens after its last norm, and the class token
-    before the projection.
-
-    model: open_clip's architecture. weights: a pretrained tag of open_clip ('openai'), which also says mean, std and
-    activation; a file or folder (with OpenAI's mean and std unless given; its networks need a model '...-quickgelu'); or
-    'random' with `seed`. sizes: the tower's sizes, for networks of one's own. ConfigError for an architecture that is
-    unknown or no plain transformer, UserError where weights are missing. Its `--demo` is small and untrained.
-    """
-
-    demo = dict(model="ViT-B-32", weights="random", precision="fp32", side=None,
-                sizes=dict(embed_dim=32, width=96, layers=3, patch_size=16))  # fmt: skip
-    has_class = True
-
-    def __init__(self, *, model: str = "ViT-L-14", weights: str = "openai", side: int | None = None,
-                 precision: str = "bf16", mean=None, std=None, seed: int = 0, sizes=None):  # fmt: skip
-        import open_clip
-        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-        config = open_clip.get_model_config(model)
-        if config is None:
-            raise ConfigError(f"model: open_clip has no {model!r}{nearest(model, open_clip.list_models())}")
-        vision = config["vision_cfg"]
-        if "timm_model_name" in vision or isinstance(vision.get("layers"), list):
-            raise ConfigError(f"model: the image tower of {model!r} is no plain vision transformer; use TimmEncoder.")
-        self.model, self.weights, self.seed, self.sizes = model, weights, seed, dict(sizes or {})
-        self.known = open_clip.get_pretrained_cfg(model, weights) or {}  # empty for what is no tag
-        self.width = self.sizes.get("width", vision["width"])
-        self.patch = self.sizes.get("patch_size", vision["patch_size"])
-        super().__init__(side=side, precision=precision, mean=mean or self.known.get("mean") or OPENAI_DATASET_MEAN,
-                         std=std or self.known.get("std") or OPENAI_DATASET_STD)  # fmt: skip
-
-    def find(self) -> Path:
-        """The weights' file: of a tag from the local cache or the hub, else the file or folder that was given."""
-        if not self.known:
-            return weights_file(self.weights, "OpenCLIPEncoder")
-        repository = self.known["hf_hub"].rstrip("/")
-        return hub_file(repository, FILES[1::2], what="the vision encoder", hint=HINT)
-
-    def empty(self, side):
-        return self.tower(side, None)
-
-    def tower(self, side: int, path: Path | None) -> torch.nn.Module:
-        import open_clip
-
-        config = open_clip.get_model_config(self.model)
-        sizes = {key: value for key, value in self.sizes.items() if key != "embed_dim"}
-        options = dict(vision_cfg={**config["vision_cfg"], **sizes, "image_size": side}, force_image_size=side,
-                       embed_dim=self.sizes.get("embed_dim", config["embed_dim"]),
-                       force_quick_gelu=bool(self.known.get("quick_gelu")))  # fmt: skip
-        whole = open_clip.create_model(self.model, pretrained=None if path is None else str(path), **options)
-        whole.visual.output_tokens = True
-        whole.visual.proj = None
-        return whole.visual
-
-    def build(self, side):
-        path = None if self.weights == "random" else self.find()
-        if path is not None:
-            read_weights(path, "OpenCLIPEncoder")  # refuses what may run code, before open_clip opens it
-        try:
-            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                return self.tower(side, path)
-        except Exception as error:  # other keys or shapes
-            raise UserError(f"OpenCLIPEncoder: {path} does not fit {self.model!r}: {first_line(error)}") from error
-
-    def tokens(self, network, images):
-        cls, patches = network(images)
-        return patches, cls
