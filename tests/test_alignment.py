@@ -125,7 +125,7 @@ def test_the_routers_own_term_does_not_reach_the_backbone_through_the_content():
 
 
 def test_a_router_without_parameters_has_no_term_of_its_own():
-    static = dict(type="Alignment", tap=2, source="vae", router_grad="aux", entropy_weight=1.0)
+    static = dict(type="Alignment", tap=2, source="vae", router_grad="aux")
     alignment = build(ALIGNMENTS, static, name="main", spec=SPEC, backbone=BACKBONE)
     out = alignment(make_step()[0])
     assert set(out) == {"loss_main_cosine", "main/cosine"}, "nothing else, and no diagnostics that nobody asked for"
