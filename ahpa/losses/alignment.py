@@ -77,8 +77,8 @@ class Alignment(nn.Module):
             self.router.requires_grad_(False)
         self.learns = any(p.requires_grad for p in self.router.parameters())
         if self.entropy_weight and not self.learns:
-            raise ValueError(f"entropy_weight: this {type(self.router).__name__} learns nothing, so no term can move it; leave "
-                             "entropy_weight and entropy_floor out.")  # fmt: skip
+            raise ValueError(f"entropy_weight: this {type(self.router).__name__} learns nothing, so no term can move it; "
+                             "leave entropy_weight and entropy_floor out.")  # fmt: skip
         if self.router_weight != 1 and router_grad != "aux":
             raise ValueError(f"router_weight: has no effect with router_grad={router_grad!r}, only with 'aux'.")
 
