@@ -175,6 +175,30 @@ def test_a_folder_whose_blocks_embed_differently_is_refused(tmp_path):
         read_pipeline(tmp_path / "folder", tmp_path / "back.pth")
 
 
+def test_an_older_folder_of_dit_is_read_and_a_strangers_scheduler_is_refused(tmp_path):
+    """As the published DiT folders: the general class's name and options, no options of ours, a table of 1000 classes."""
+    write_pipeline(make(tmp_path, "dit"), tmp_path / "folder")
+    index, config, scheduler = (tmp_path / "folder" / name for name in (
+        "model_index.json", "transformer/config.json", "scheduler/scheduler_config.json"))  # fmt: skip
+
+    def rewrite(path, change):
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in {**found, **change}.items() if value != "gone"}))
+
+    rewrite(index, dict.fromkeys(("num_classes", "time_scale", "reversed_time"), "gone"))
+    rewrite(config, dict(_class_name="Transformer2DModel", cross_attention_dim=None, num_vector_embeds=None))
+    done = read_pipeline(tmp_path / "folder", tmp_path / "back.pth")
+    assert done["backbone"]["num_classes"] == 1000 and done["backbone"]["time_scale"] == STEPS
+    ours, back = checkpoint.load(tmp_path / "dit.pth")["ema"], checkpoint.load(tmp_path / "back.pth")["ema"]
+    table = "y_embedder.embedding_table.weight"
+    assert all(torch.equal(ours[key], back[key]) for key in ours if key != table)
+    assert torch.equal(back[table][:CLASSES], ours[table][:-1]) and torch.equal(back[table][1000], ours[table][-1])
+    rewrite(scheduler, dict(beta_schedule="squaredcos_cap_v2"))
+    with pytest.raises(UserError, match="scheduler"):
+        read_pipeline(tmp_path / "folder", tmp_path / "no.pth")
+    assert not (tmp_path / "no.pth").exists()
+
+
 def test_the_command_both_ways(tmp_path):
     source = make(tmp_path, "sit")
     tool = [sys.executable, "tools/import_weights.py", "--format", "diffusers"]

@@ -199,6 +199,15 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> dict
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{source} is no pipeline folder of a diffusers DiT: {reason}") from error
     own, discrete = transformer.config, index["scheduler"][1] != "FlowMatchEulerDiscreteScheduler"
+    fits = (
+        discrete
+        and scheduler.get("beta_schedule") == "linear"
+        and scheduler.get("prediction_type", "epsilon") == "epsilon"
+    )
+    if not fits and "time_scale" not in index:
+        raise UserError(
+            f"{source}: its scheduler is neither that of DiT (noise, betas on a line) nor one that ahpa wrote."
+        )
     num_classes = index.get("num_classes", own.num_embeds_ada_norm)
     learns = own.out_channels is not None and own.out_channels == 2 * own.in_channels
     options = dict(type="DiT" if discrete else "SiT", depth=own.num_layers, num_heads=own.num_attention_heads,
