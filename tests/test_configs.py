@@ -146,7 +146,7 @@ def test_settings_of_the_paper(name, wanted):
 
 
 METHODS = ("repa", "irepa", "sara", "sra", "sra2", "reg", "dupa", "ahpa")
-SIZES = ("sit-b", "sit-l", "sit-xl", "sit-xl_512px", "dit-b", "dit-xl", "mmdit")
+SIZES = ("sit-b", "sit-l", "sit-xl", "sit-xl_512px", "dit-b", "dit-l", "dit-xl", "mmdit")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -170,7 +170,7 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
 
 
 def test_the_teachers_of_dit_draw_whole_steps():
-    for name, block in (("sra_dit-b", 8), ("sra_dit-xl", 16)):
+    for name, block in (("sra_dit-b", 8), ("sra_dit-l", 16), ("sra_dit-xl", 16)):
         prior = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")).priors["ema"]
         assert (prior.block, prior.offset, prior.steps, prior.least) == (block, 0.2, 1000, 0.001)
 
