@@ -152,6 +152,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     checkpoint.save_imported(model, {}, tmp_path / "mmdit.pth", layout="test")
     with pytest.raises(UserError, match="holds a MMDiT.*tools/publish.py"):
         write_pipeline(tmp_path / "mmdit.pth", target)
+    model |= dict(backbone=MODELS["sit"]["backbone"], tokenizer=dict(type="Theirs", weights="x"))
+    checkpoint.save_imported(model, {}, tmp_path / "mmdit.pth", layout="test")
+    with pytest.raises(UserError, match="autoencoder is a Theirs"):
+        write_pipeline(tmp_path / "mmdit.pth", target)
     assert not target.exists()
     target.mkdir()
     (target / "mine").write_text("keep")

@@ -151,6 +151,7 @@ def test_an_imported_checkpoint_and_one_with_own_components(run, tmp_path):
     assert publish(tmp_path / "imported.pth", tmp_path / "a") == []
     assert "from a checkpoint of the layout 'repa'" in (tmp_path / "a" / "README.md").read_text()
     saved["meta"]["config"]["custom_imports"] = dict(imports=["their_package"])
+    model["alignments"]["main"]["router"] = dict(type="TheirRouter")  # which is not there when it is published
     checkpoint.save({key: value for key, value in saved.items() if key != "format"}, tmp_path / "own.pth")
     notes = publish(tmp_path / "own.pth", tmp_path / "b", vae=str(ROOT / "ahpa" / "assets" / "tiny_vae"))
     assert "model.tokenizer.source" in notes[0] and "path of this machine" in notes[0] and "--vae" in notes[1]

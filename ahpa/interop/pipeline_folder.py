@@ -78,7 +78,7 @@ def write_pipeline(source: Path, target: Path, *, weights: str = "ema", vae: str
     model, state = read_run(source, weights)
     if vae:
         model = {**model, "tokenizer": dict(type="KLAutoencoder", source=vae)}
-    check_fits(source, model["backbone"])
+    check_fits(source, model["backbone"], model["tokenizer"])
     parts = generator_parts(**{k: model[k] for k in ("resolution", "tokenizer", "backbone", "flow") if k in model})
     backbone, tokenizer, flow = parts["backbone"], parts["tokenizer"], parts["flow"]
     scheduler, discrete = scheduler_of(flow)
@@ -107,8 +107,8 @@ def write_pipeline(source: Path, target: Path, *, weights: str = "ema", vae: str
     return usage(stock, target)
 
 
-def check_fits(source, options: dict) -> None:
-    """UserError unless diffusers' class computes what a backbone of these options does."""
+def check_fits(source, options: dict, tokenizer: dict) -> None:
+    """UserError unless diffusers' classes compute what a backbone and an autoencoder of these options do."""
     kind, ratio = options["type"], options.get("mlp_ratio", 4.0)
     if kind not in KINDS:
         raise UserError(f"{source} holds a {kind}; diffusers has a class for {' and '.join(KINDS)} only. Export it in its "
@@ -117,6 +117,9 @@ def check_fits(source, options: dict) -> None:
         if bad:
             raise UserError(f"{source}: backbone.{name} is {options[name]}; diffusers' DiTTransformer2DModel has no such "
                             "option. Publish it with tools/publish.py.")  # fmt: skip
+    if tokenizer["type"] != "KLAutoencoder":
+        raise UserError(f"{source}: the autoencoder is a {tokenizer['type']}; a pipeline folder holds diffusers' own. "
+                        "Publish it with tools/publish.py.")  # fmt: skip
 
 
 def scheduler_of(flow):

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from .. import __version__
 from ..engine import checkpoint
-from ..engine.denoiser import generator_parts
+from ..engine.denoiser import CONDITIONER
 from ..engine.shared import CONFIG, FORMAT, WEIGHTS, backbone_of, refuse_code
+from ..registry import CONDITIONERS
 
 PRIVATE = ("custom_imports", "work_dir", "launcher", "default_scope", "visualizer")  # code, and what one machine had
 PLACES = ("root", "images", "annotations")  # options of data sets that are paths
@@ -145,10 +146,8 @@ def history(described: Mapping) -> str:
 
 
 def conditioned_on(model: Mapping) -> str:
-    """'classes' or 'prompts', without reading weights."""
-    keys = ("resolution", "tokenizer", "backbone", "flow", "conditioner")
-    with torch.device("meta"):
-        return generator_parts(**{key: model[key] for key in keys if key in model})["conditioner"].takes
+    """'classes' or 'prompts'."""
+    return CONDITIONERS.get((model.get("conditioner") or CONDITIONER)["type"]).takes
 
 
 def lines(found) -> str:
