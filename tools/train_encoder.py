@@ -1,6 +1,6 @@
 """Trains the bundled vision encoder, `ahpa/assets/tiny_vit`: a small vision transformer of timm, on the drawn set alone.
 
-    python tools/train_encoder.py --out work_dirs/tiny_vit                            # 11 minutes of one CPU thread
+    python tools/train_encoder.py --out work_dirs/tiny_vit                            # 9 minutes of one CPU thread
 
 Squares of each picture are hidden, up to half of them. From the class token a linear layer names the class (cross-entropy);
 from each patch token another tells its 4 x 4 cells of the whole picture (squared error): their colour, the share of each
