@@ -34,6 +34,16 @@ def test_the_floor_written_out(floor):
     assert entropy_term(intra, inter, floor).item() == pytest.approx(want, abs=1e-6)
 
 
+def test_betas_of_a_sigmoid_are_judged_by_their_shares():
+    """.2 and .2 are as even as can be, .9 and .1 are not, whatever they sum to."""
+    intra = {"mid": torch.tensor([[0.5, 0.5]]), "deep": torch.tensor([[0.5, 0.5]])}
+    for betas, want in (([0.2, 0.2], 1.0), ([0.9, 0.9], 1.0), ([0.9, 0.1], entropy_of([0.9, 0.1]) / math.log(2))):
+        figures = collapse_figures(intra, torch.tensor([betas]), 0.9)
+        assert figures["evenness_inter"].item() == pytest.approx(want, abs=1e-6)
+        floor = entropy_term(intra, torch.tensor([betas]), 0.9).item()
+        assert floor == pytest.approx(max(0.0, 0.9 - want) * math.log(2), abs=1e-6)
+
+
 def test_without_a_floor_it_is_the_bonus():
     intra, inter = given()
     want = sum(sum(map(entropy_of, rows)) / 2 for rows in (*INTRA.values(), INTER))

@@ -27,8 +27,10 @@ def check_floor(floor: float | None, weight: float) -> float | None:
 
 
 def rows(intra: Mapping[str, Tensor], inter: Tensor) -> list[tuple[str, Tensor]]:
-    """[(name, weights [B, n])] of more than one entry: 'inter', then the groups."""
-    return [(name, row) for name, row in (("inter", inter), *intra.items()) if row.shape[-1] > 1]
+    """[(name, weights [B, n])] of more than one entry: 'inter', then the groups. Betas of a sigmoid do not sum to 1: their
+    shares of the sum are taken."""
+    shares = inter / inter.sum(-1, keepdim=True)
+    return [(name, row) for name, row in (("inter", shares), *intra.items()) if row.shape[-1] > 1]
 
 
 def entropy_term(intra: Mapping[str, Tensor], inter: Tensor, floor: float | None) -> Tensor:
