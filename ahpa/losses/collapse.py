@@ -1,7 +1,8 @@
 """Against a router's collapse onto one level or one group (docs/method.md): its entropy as a term, and as figures.
 
 A row is a distribution that the router gives for each sample: the betas [B, G], and each group's alphas [B, L]. A row of
-one entry cannot collapse and is left out. [ours] AHPA has no such term.
+one entry cannot collapse and is left out; betas of a sigmoid are judged by their shares, as `entropy` takes them. [ours] AHPA
+has no such term.
 """
 
 import math
@@ -27,10 +28,8 @@ def check_floor(floor: float | None, weight: float) -> float | None:
 
 
 def rows(intra: Mapping[str, Tensor], inter: Tensor) -> list[tuple[str, Tensor]]:
-    """[(name, weights [B, n])] of more than one entry: 'inter', then the groups. Betas of a sigmoid do not sum to 1: their
-    shares of the sum are taken."""
-    shares = inter / inter.sum(-1, keepdim=True)
-    return [(name, row) for name, row in (("inter", shares), *intra.items()) if row.shape[-1] > 1]
+    """[(name, weights [B, n])] of more than one entry: 'inter', then the groups."""
+    return [(name, row) for name, row in (("inter", inter), *intra.items()) if row.shape[-1] > 1]
 
 
 def entropy_term(intra: Mapping[str, Tensor], inter: Tensor, floor: float | None) -> Tensor:
