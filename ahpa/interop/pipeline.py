@@ -67,7 +67,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         shape = (len(label), config.in_channels, config.sample_size, config.sample_size)
         x = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # t on a straight line from 1 to 0
-            scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1].tolist(), device=device)
+            scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
         else:
             scheduler.set_timesteps(num_inference_steps, device=device)
         keeps_variance = str(getattr(scheduler.config, "variance_type", "")).startswith("learned")
