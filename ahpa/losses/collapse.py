@@ -1,8 +1,8 @@
 """Against a router's collapse onto one level or one group (docs/method.md): its entropy as a term, and as figures.
 
 A row is a distribution that the router gives for each sample: the betas [B, G], and each group's alphas [B, L]. A row of
-one entry cannot collapse and is left out; betas of a sigmoid are judged by their shares, as `entropy` takes them. [ours] AHPA
-has no such term.
+one entry cannot collapse and is left out; betas of a sigmoid are judged by their shares, as `entropy` takes them.
+[ours] AHPA has no such term.
 """
 
 import math
