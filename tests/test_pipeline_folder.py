@@ -203,6 +203,29 @@ def test_an_older_folder_of_dit_is_read_and_a_strangers_scheduler_is_refused(tmp
     assert not (tmp_path / "no.pth").exists()
 
 
+def test_a_folder_that_lacks_something_is_refused(tmp_path):
+    """diffusers itself only warns of weights that a file has not, and goes on with random ones."""
+    from safetensors.torch import load_file, save_file
+
+    write_pipeline(make(tmp_path, "dit"), tmp_path / "folder")
+    path = tmp_path / "folder" / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole = load_file(path)
+    save_file(
+        {key: value for key, value in whole.items() if key != "proj_out_2.bias"}, path, metadata=dict(format="pt")
+    )
+    with pytest.raises(UserError, match=r"has no proj_out_2\.bias\."):
+        read_pipeline(tmp_path / "folder", tmp_path / "back.pth")
+    save_file(whole, path, metadata=dict(format="pt"))
+    (tmp_path / "folder" / "vae").rename(tmp_path / "vae")
+    with pytest.raises(UserError, match="config.json"):
+        read_pipeline(tmp_path / "folder", tmp_path / "back.pth")
+    assert not (tmp_path / "back.pth").exists()
+    assert read_pipeline(tmp_path / "folder", tmp_path / "back.pth", vae=str(tmp_path / "vae"))["resolution"] == 64
+    (tmp_path / "folder" / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="scheduler"):
+        read_pipeline(tmp_path / "folder", tmp_path / "no.pth")
+
+
 def test_the_command_both_ways(tmp_path):
     source = make(tmp_path, "sit")
     tool = [sys.executable, "tools/import_weights.py", "--format", "diffusers"]

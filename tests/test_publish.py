@@ -14,7 +14,7 @@ from support.runs import ROOT, environment, train
 from ahpa.engine import checkpoint
 from ahpa.engine.inference import Generator
 from ahpa.engine.shared import refuse_code
-from ahpa.interop.publish import publish
+from ahpa.interop.publish import last_figures, publish
 from ahpa.registry import UserError
 
 
@@ -125,6 +125,11 @@ def test_a_component_that_is_not_installed_or_a_damaged_file_is_told(folder, tmp
         Generator.load(changed(folder, tmp_path / "a", lambda c: c["model"]["backbone"].update(type="TheirBackbone")))
     with pytest.raises(UserError, match="format 'ahpa-9'"):
         Generator.load(changed(folder, tmp_path / "b", lambda c: c.update(format="ahpa-9")))
+    for number, (change, word) in enumerate([
+        (lambda c: c.pop("weights"), "'weights'"), (lambda c: c.pop("model"), "model.resolution"),
+        (lambda c: c["model"].pop("backbone"), "model.backbone"), (lambda c: c.update(model=[]), "model.resolution")]):  # fmt: skip
+        with pytest.raises(UserError, match=f"lacks .*{word}"):
+            Generator.load(changed(folder, tmp_path / f"lacking{number}", change))
     cut = changed(folder, tmp_path / "c", lambda c: None)
     data = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -142,6 +147,14 @@ def test_what_cannot_be_published_is_told_and_nothing_is_written(run, folder, tm
     assert done.returncode == 2 and "is there already" in done.stderr
     done = tool("publish", tmp_path / "nothing", tmp_path / "out")
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_the_log_of_a_killed_run(run, tmp_path):
+    """Its last line may be half written: the one before counts."""
+    log = (run / "scalars.json").read_text()
+    (tmp_path / "scalars.json").write_text(log + '{"iteration": 3, "lo')
+    assert last_figures(tmp_path, 3) == json.loads(log.splitlines()[-1])
+    assert last_figures(tmp_path, 1)["iteration"] == 1 and last_figures(tmp_path / "none", 3) == {}
 
 
 def test_an_imported_checkpoint_and_one_with_own_components(run, tmp_path):

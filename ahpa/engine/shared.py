@@ -17,6 +17,7 @@ from ..registry.hub import hub_file
 from . import checkpoint
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", "ahpa-1"
+NEEDED = ("resolution", "tokenizer", "backbone")  # of a config's model
 IMPORTS = ("custom_imports", "_import_", "_base_", "auto_map", "trust_remote_code")  # keys that lead to code
 
 
@@ -70,6 +71,11 @@ def read_published(source: str, path: Path) -> tuple[dict[str, Any], dict[str, T
     if found != FORMAT:
         raise UserError(f"{source}: {CONFIG} has the format {found!r}; this version of ahpa reads {FORMAT!r}.")
     refuse_code(config, source)
+    model = config.get("model")
+    lacking = [key for key in NEEDED if not isinstance(model, dict) or key not in model]
+    if lacking or "weights" not in config:
+        missing = f"model.{lacking[0]}" if lacking else "weights"
+        raise UserError(f"{source}: {CONFIG} lacks {missing!r}; was it written by tools/publish.py?")
     try:
         return config, load_file(files[1])
     except Exception as error:  # safetensors raises its own kinds for damaged files

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..engine import checkpoint
 from ..engine.denoiser import generator_parts
 from ..engine.shared import read_run
-from ..registry import UserError
+from ..registry import AUTOENCODERS, UserError, build
 
 STOCK_CLASSES = 1000  # diffusers' DiTPipeline takes this number for the null class
 KINDS = ("SiT", "DiT")
@@ -197,31 +197,29 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> dict
     try:
         index = json.loads((source / "model_index.json").read_text())
         scheduler = json.loads((source / "scheduler" / "scheduler_config.json").read_text())
-        transformer = DiTTransformer2DModel.from_pretrained(source / "transformer", local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        discrete, steps = index["scheduler"][1] != "FlowMatchEulerDiscreteScheduler", scheduler["num_train_timesteps"]
+        transformer, loaded = DiTTransformer2DModel.from_pretrained(
+            source / "transformer", local_files_only=True, output_loading_info=True)  # fmt: skip
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{source} is no pipeline folder of a diffusers DiT: {reason}") from error
-    own, discrete = transformer.config, index["scheduler"][1] != "FlowMatchEulerDiscreteScheduler"
-    fits = (
-        discrete
-        and scheduler.get("beta_schedule") == "linear"
-        and scheduler.get("prediction_type", "epsilon") == "epsilon"
-    )
-    if not fits and "time_scale" not in index:
-        raise UserError(
-            f"{source}: its scheduler is neither that of DiT (noise, betas on a line) nor one that ahpa wrote."
-        )
+    if absent := sorted(loaded["missing_keys"]):  # diffusers only warns, and leaves them random
+        raise UserError(f"{source}: the transformer's file has no {', '.join(absent[:3])}{' ...' * (len(absent) > 3)}.")
+    linear = scheduler.get("beta_schedule") == "linear" and scheduler.get("prediction_type", "epsilon") == "epsilon"
+    if "time_scale" not in index and not (discrete and linear):
+        raise UserError(f"{source}: its scheduler is neither that of DiT (noise, betas on a line) nor one of ahpa's.")
+    own = transformer.config
     num_classes = index.get("num_classes", own.num_embeds_ada_norm)
     learns = own.out_channels is not None and own.out_channels == 2 * own.in_channels
     options = dict(type="DiT" if discrete else "SiT", depth=own.num_layers, num_heads=own.num_attention_heads,
                    hidden_size=own.num_attention_heads * own.attention_head_dim, patch_size=own.patch_size,
                    num_classes=num_classes, learn_sigma=learns, reversed_time=index.get("reversed_time", False),
-                   time_scale=index.get("time_scale", float(scheduler["num_train_timesteps"])))  # fmt: skip
+                   time_scale=index.get("time_scale", float(steps)))  # fmt: skip
     tokenizer = dict(type="KLAutoencoder", source=vae or str(source))
-    side = 2 ** (len(json.loads((source / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
-    model = dict(type="AlignedDenoiser", resolution=own.sample_size * side, backbone=options, tokenizer=tokenizer)
+    side = own.sample_size * build(AUTOENCODERS, tokenizer, where="the autoencoder").downsample
+    model = dict(type="AlignedDenoiser", resolution=side, backbone=options, tokenizer=tokenizer)
     if discrete:
-        path = dict(type="DiscretePath", steps=scheduler["num_train_timesteps"], beta_start=scheduler["beta_start"],
+        path = dict(type="DiscretePath", steps=steps, beta_start=scheduler["beta_start"],
                     beta_end=scheduler["beta_end"])  # fmt: skip
         model |= dict(flow=dict(type="DiscreteFlow", path=path))
         if learns:

@@ -64,10 +64,13 @@ def without_places(training: dict) -> None:
 
 
 def last_figures(work_dir: Path, iteration: int) -> dict[str, float]:
-    """The last log line up to an iteration; {} where the log is not beside the checkpoint."""
+    """The last log line up to an iteration; {} where the log is not beside the checkpoint. A line that a kill cut off is
+    passed over."""
     path = work_dir / "scalars.json"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    before = [line for line in lines if line["iteration"] <= iteration]
+    whole = (
+        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.is_file() else []
+    )
+    before = [record for record in map(json.loads, whole) if record["iteration"] <= iteration]
     return before[-1] if before else {}
 
 
