@@ -1,4 +1,4 @@
-.PHONY: install test slow lint format typecheck demo bench ci clean
+.PHONY: install test slow lint format typecheck demo bench mutants ci clean
 install:   ; pip install -e '.[dev]'
 test:      ; pytest
 slow:      ; pytest -m slow
@@ -7,5 +7,6 @@ format:    ; ruff check --fix . && ruff format .
 typecheck: ; mypy
 demo:      ; python tools/train.py configs/ahpa_sit-b_router-lut.py --demo
 bench:     ; pytest benchmarks --benchmark-enable --benchmark-only -o addopts="" -s
+mutants:   ; python tools/mutants.py
 ci:        ; bash .ci/run
 clean:     ; rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache work_dirs
