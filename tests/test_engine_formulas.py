@@ -19,6 +19,7 @@ from test_configs import arguments
 from torch import Tensor
 
 from ahpa import cli
+from ahpa.data.shapes import ShapesDataset
 from ahpa.engine import checkpoint
 from ahpa.engine.inference import Generator
 from ahpa.engine.pictures import grid
@@ -37,6 +38,7 @@ class MicroBatch:
     iteration: int
     progress: float
     index: list[int]
+    images: Tensor
     t: Tensor
     noise: Tensor
     loss: Tensor
@@ -64,6 +66,7 @@ class ProbeLoss(FlowMatchingLoss):
                 iteration=step.iteration,
                 progress=step.progress,
                 index=step.batch["index"].tolist(),
+                images=step.images.clone(),
                 t=step.noisy.t.clone(),
                 noise=step.noisy.noise["image"].clone(),
                 loss=loss.detach(),
@@ -313,6 +316,14 @@ def test_progress_of_micro_batches_is_their_steps(tmp_path):
     probe = ProbeLoss()
     run(tmp_path, "optim_wrapper.accumulative_counts=2", iters=2, probe=probe)
     assert [micro.progress for micro in probe.seen] == [0.0, 0.0, 0.5, 0.5]
+
+
+def test_images_are_scaled_to_the_unit_range(tmp_path):
+    probe = ProbeLoss()
+    run(tmp_path, "train_dataloader.dataset.length=4", iters=1, probe=probe)
+    (micro,) = probe.seen
+    pixels = torch.stack([ShapesDataset(length=4)[index]["image"] for index in micro.index])
+    torch.testing.assert_close(micro.images, pixels / 255)
 
 
 def test_an_epoch_has_every_sample_once(tmp_path):

@@ -94,6 +94,15 @@ def test_guidance_is_applied_and_only_in_its_interval(runs):
     assert torch.equal(none, generator.sample([1, 2], steps=4, cfg_scale=5.0, cfg_interval=(0.9, 0.95)))
 
 
+def test_pixels_are_rounded_to_the_nearest_of_256(runs):
+    generator = Generator.load(runs / "ahpa")
+    values = torch.tensor([-9.0, 0.4, 0.6, 254.4, 254.6, 300.0]) / 255
+    generator.tokenizer.decode = lambda latent: values.expand(len(latent), 3, 1, 6)
+    images = generator.sample([0], steps=1)
+    assert images.dtype == torch.uint8
+    assert images[0, 0, 0].tolist() == [0, 0, 1, 254, 255, 255]
+
+
 def test_ema_or_raw_weights(runs):
     ema, raw = (Generator.load(runs / "ahpa", weights=kind).backbone.state_dict() for kind in ("ema", "model"))
     assert ema.keys() == raw.keys() and any(not torch.equal(ema[name], raw[name]) for name in ema)

@@ -107,6 +107,15 @@ def test_against_the_written_out_reference(changes):
         assert tokens.prefix == 0 and tokens.grid == (side, side)
 
 
+def test_reversed_time_mirrors_t_and_negates_the_velocity():
+    """x_t = t x0 + (1 - t) eps has the velocity x0 - eps: ours at 1 - t with the other sign."""
+    x, t, label = inputs()
+    with torch.no_grad():
+        reversed_ = tiny(reversed_time=True)(x, t, label).pred["image"]
+        plain = tiny()(x, 1 - t, label).pred["image"]
+    torch.testing.assert_close(reversed_, -plain)
+
+
 def test_positions():
     torch.testing.assert_close(sincos_2d(48, (4, 4))[0], positions(48, 4), rtol=1e-5, atol=1e-6)
 
