@@ -214,7 +214,7 @@ ENGINE = (
         DENOISER,
         "images.float() / 255 if",
         "images.float() / 256 if",
-        tests("engine_formulas", "golden"),
+        FORMULAS,
     ),
     Mutant(
         "checkpoint-checksum-not-verified",
@@ -436,7 +436,7 @@ LOSSES = (
         "F.smooth_l1_loss(pred, target)",
         tests("losses"),
     ),
-    Mutant("autocorrelation-of-channels", PAIRWISE, "x @ x.mT", "x.mT @ x", tests("losses")),
+    Mutant("autocorrelation-of-channels", PAIRWISE, "x @ x.mT", "x.mT @ x", tests("adversarial")),
     Mutant(
         "target-not-detached",
         ALIGNMENT,
@@ -675,6 +675,13 @@ BACKBONES = (
         BACKBONE,
         "return {name: -v for name, v in pred.items()} if self.reversed_time else pred",
         "return pred",
+        tests("sit"),
+    ),
+    Mutant(
+        "reversed-time-not-mirrored",
+        BACKBONE,
+        "t = 1 - t if self.reversed_time else t",
+        "t = t * 1",
         tests("sit"),
     ),
     Mutant(
