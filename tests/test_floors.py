@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOOR_1 = {"flow", "backbones", "priors", "routers", "losses", "data", "evaluation"}
 SOURCES = sorted([*(ROOT / "ahpa").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
+LONG_TABLES = {"mutant_list.py"}  # data, of any length
 
 
 def imported(path):
@@ -58,7 +59,7 @@ def test_style(path):
     text = path.read_text()
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a module says what it is"
-    assert text.count("\n") <= 300, "is it one thing?"
+    assert text.count("\n") <= 300 or path.name in LONG_TABLES, "is it one thing?"
     assert not re.search("TO" + "DO|FIX" + "ME|NotImplemented" + "Error", text)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and path.is_relative_to(ROOT / "ahpa"):
