@@ -103,12 +103,12 @@ def run_tests(tree: Path, tests: Sequence[str]) -> str | None:
 
 
 def check_without_bug(mutants: Sequence[Mutant]) -> None:
-    """Run every named test once on an unchanged copy. Raises BrokenTests if one fails."""
-    tests = sorted({name for mutant in mutants for name in mutant.tests})
+    """Run every named file of tests on an unchanged copy. Raises BrokenTests if a test fails."""
     with copied_tree() as tree:
-        failed = run_tests(tree, tests)
-    if failed is not None:
-        raise BrokenTests(f"{failed} fails without any bug")
+        for name in sorted({name for mutant in mutants for name in mutant.tests}):
+            failed = run_tests(tree, [name])
+            if failed is not None:
+                raise BrokenTests(f"{name} without any bug: {failed}")
 
 
 def try_mutant(mutant: Mutant) -> Result:
