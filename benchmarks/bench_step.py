@@ -1,124 +1,148 @@
-"""The training step by part: forward, alignment branch, backward, optimiser tail; AHPA's overhead with features given."""
+"""The training step by part: forward, alignment branch, backward, optimiser tail; and the cost of
+AHPA with features given."""
 
+import copy
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from ahpa.engine.optim import AlignmentOptimWrapper
+from ahpa.engine.denoiser import AlignedDenoiser
+from ahpa.engine.dryrun import train_step
+from ahpa.engine.optimiser import Optimiser, build_optimizer
+from ahpa.registry.contracts import Losses, Progress, TargetView
 
-from .conftest import denoiser, given_batch
+from .conftest import bare_denoiser, denoiser, given_batch, report_ratio
+
+ADAMW = {"type": "AdamW", "lr": 1e-4, "weight_decay": 0.0}
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> AlignedDenoiser:
     return denoiser()
 
 
 @pytest.fixture(scope="module")
-def batch(model):
+def batch(model: AlignedDenoiser) -> dict[str, Any]:
     return given_batch(model)
 
 
-def wrapper_of(model):
-    return AlignmentOptimWrapper(optimizer=torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True))
+def optimiser_of(model: AlignedDenoiser) -> Optimiser:
+    return Optimiser(optimizer=build_optimizer(ADAMW, model))
 
 
-def test_forward(benchmark, model, batch):
-    losses = benchmark(model.loss, batch)
-    assert all(value.isfinite() for value in losses.values())
+def losses_of(model: AlignedDenoiser, batch: dict[str, Any]) -> Losses:
+    rng = torch.Generator().manual_seed(1)
+    return model(model.parts.encode(batch, rng), rng, Progress())
 
 
-def test_alignment_branch(benchmark, model, batch):
+def set_gradients(module: nn.Module, seed: int) -> None:
+    """Fill all gradients with N(0, 1e-3)."""
+    rng = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.grad = 1e-3 * torch.randn(parameter.shape, generator=rng)
+
+
+def process_time(call: Callable[[], Any]) -> float:
+    """Return the processor time of a call in seconds."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def test_forward(benchmark: Any, model: AlignedDenoiser, batch: dict[str, Any]) -> None:
+    losses = benchmark(losses_of, model, batch)
+    assert all(value.isfinite() for value in losses.scalars().values())
+
+
+def test_alignment_branch(benchmark: Any, model: AlignedDenoiser, batch: dict[str, Any]) -> None:
     """Router, target, projector and cosine, forward only, from given features and tokens."""
-    step = model.begin(batch)
-    step.noisy = model.flow.sample(model.encode(step), step.generator)
-    step.out = model.backbone(step.noisy.x, step.noisy.t, batch["label"], taps=model.taps)
-    values = benchmark(model.alignments["main"], step)
-    assert 0 < float(values["loss_main_cosine"]) < 2
+    rng = torch.Generator().manual_seed(1)
+    clean = model.parts.encode(batch, rng)
+    noised = model.flow.sample(clean.streams, rng)
+    cond = model.parts.conditioner(clean, rng)
+    out = model.backbone(noised.x, noised.t, cond.value, taps=model.taps)
+    view = TargetView(clean, noised, cond, out, rng)
+    features = model.parts.features(view)
+    losses = benchmark(model.alignments["main"], view, features, Progress())
+    (term,) = losses.terms
+    assert term.name == "main/cosine"
+    assert 0 < float(term.value) < 2
 
 
-def test_backward(benchmark, model, batch):
-    def setup():
+def test_backward(benchmark: Any, model: AlignedDenoiser, batch: dict[str, Any]) -> None:
+    def setup() -> tuple[tuple[torch.Tensor], dict[str, Any]]:
         model.zero_grad()
-        return (sum(v for k, v in model.loss(batch).items() if "loss" in k),), {}
+        return (losses_of(model, batch).total,), {}
 
     benchmark.pedantic(lambda loss: loss.backward(), setup=setup, rounds=5)
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_optimiser_tail(benchmark, model, batch):
+def test_optimiser_tail(benchmark: Any, model: AlignedDenoiser) -> None:
     """Norm, clip, guard, fused AdamW and EMA."""
-    wrapper = wrapper_of(model)
-    for p in model.parameters():
-        p.grad = torch.full_like(p, 1e-3)
-    wrapper._loss_ok = torch.tensor(True)
+    optimiser = optimiser_of(model)
 
-    def tail():
-        wrapper.step()
-        model.update_ema()
+    def tail() -> None:
+        optimiser.step()
+        model.parts.ema.update(model.backbone)
 
-    benchmark(tail)
-    assert int(wrapper.bad_total) == 0
+    benchmark.pedantic(tail, setup=lambda: set_gradients(model, seed=0), rounds=20)
+    assert int(optimiser.bad_total) == 0
 
 
-def plain_tail(model, optimizer, ema, decay=0.9999):
-    """What the field's scripts do: clip_grad_norm_, AdamW as it comes, and a loop over the parameters for the EMA."""
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+def plain_tail(
+    backbone: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module, decay: float = 0.9999
+) -> None:
+    """Do what the field's scripts do: clip_grad_norm_, AdamW with its defaults, and a loop over the
+    parameters for the EMA."""
+    torch.nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
     optimizer.step()
+    pairs = zip(ema.named_parameters(), backbone.named_parameters(), strict=True)
     with torch.no_grad():
-        for (_, average), (_, value) in zip(ema.named_parameters(), model.named_parameters(), strict=True):
+        for (_, average), (_, value) in pairs:
             average.mul_(decay).add_(value.data, alpha=1 - decay)
 
 
-def test_ratio_of_the_tail_to_the_plain_one(benchmark):
+def test_ratio_of_the_tail_to_the_plain_one(benchmark: Any) -> None:
     """A B A B interleaved, process time, median; the weights and the EMA must agree."""
-    import copy
+    ours = bare_denoiser()
+    theirs = copy.deepcopy(ours.backbone)
+    ema = copy.deepcopy(theirs)
+    optimiser = optimiser_of(ours)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, weight_decay=0.0)
+    average = ours.parts.ema
 
-    ours = denoiser(alignments={}, priors={})
-    theirs = copy.deepcopy(ours)
-    ema = copy.deepcopy(theirs.backbone)
-    wrapper, optimizer = wrapper_of(ours), torch.optim.AdamW(theirs.parameters(), lr=1e-4)
-    wrapper._loss_ok = torch.tensor(True)
-    times = {"ours": [], "plain": []}
-    for round_ in range(9):
-        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(round_)) * 1e-3
-            q.grad = p.grad.clone()
-        began = time.process_time()
-        wrapper.step(), ours.update_ema()
-        times["ours"].append(time.process_time() - began)
-        began = time.process_time()
-        plain_tail(theirs.backbone, optimizer, ema)
-        times["plain"].append(time.process_time() - began)
-    for a, b in zip(ours.backbone.parameters(), theirs.backbone.parameters(), strict=True):
+    def our_tail() -> None:
+        optimiser.step()
+        average.update(ours.backbone)
+
+    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    for turn in range(9):
+        set_gradients(ours.backbone, turn)
+        set_gradients(theirs, turn)
+        times["ours"].append(process_time(our_tail))
+        times["plain"].append(process_time(lambda: plain_tail(theirs, optimizer, ema)))
+    for a, b in zip(ours.backbone.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    for a, b in zip(ours.ema.parameters(), ema.parameters(), strict=True):
+    for a, b in zip(average.backbone.parameters(), ema.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    ratios(benchmark, times, "plain", "ours")
+    report_ratio(benchmark, times, "plain", "ours")
 
 
-def ratios(benchmark, times, slow, fast):
-    """Puts medians and their ratio into the report; the benchmark itself runs nothing more."""
-    medians = {name: sorted(values[1:])[len(values[1:]) // 2] for name, values in times.items()}
-    benchmark.extra_info.update({f"{name}_ms": round(1e3 * value, 3) for name, value in medians.items()})
-    benchmark.extra_info["ratio"] = round(medians[slow] / medians[fast], 3)
-    print(f"\n{slow} / {fast} = {medians[slow] / medians[fast]:.3f}  {medians}")
-    benchmark.pedantic(lambda: None, rounds=1)
-
-
-def test_ratio_of_ahpa_to_the_bare_step_with_features_given(benchmark):
-    """Forward, backward and tail of SiT-S/2 with AHPA's branch (features given) against the same without it."""
-    models = {"ahpa": denoiser(), "bare": denoiser(alignments={}, priors={})}
+def test_ratio_of_ahpa_to_the_bare_step_with_features_given(benchmark: Any) -> None:
+    """A whole step of SiT-S/2 with AHPA's branch (features given) against the same without it."""
+    models = {"ahpa": denoiser(), "bare": bare_denoiser()}
     batches = {name: given_batch(model) for name, model in models.items()}
-    wrappers = {name: wrapper_of(model) for name, model in models.items()}
-    times = {name: [] for name in models}
-    for _ in range(7):
+    optimisers = {name: optimiser_of(model) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(7):
         for name, model in models.items():
             began = time.process_time()
-            values = model.train_step(batches[name], optim_wrapper=wrappers[name])
-            wrappers[name].zero_grad()
-            model.update_ema()
+            losses = train_step(model, optimisers[name], batches[name], seed=turn)
             times[name].append(time.process_time() - began)
-            assert values["loss"].isfinite()
-    ratios(benchmark, times, "ahpa", "bare")
+            assert losses.total.isfinite()
+    report_ratio(benchmark, times, "ahpa", "bare")

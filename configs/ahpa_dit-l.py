@@ -1,9 +1,13 @@
-"""AHPA on block 6 of DiT-L/2.
+"""AHPA on DiT-L/2: block 6 aligned with G3 | G4 of the SD encoder, weighed by an MLP router.
 
-Command: torchrun --nproc-per-node 4 tools/train.py configs/ahpa_dit-l.py --data IMAGENET/train --launcher pytorch
+Learning rate 2e-4 and clipping at 2.0 as on SiT [inferred].
+
+Command: torchrun --nproc-per-node 4 tools/train.py configs/ahpa_dit-l.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table.
 """
 
-_base_ = ["ahpa_dit-b.py"]
-model = dict(backbone=dict(depth=24, hidden_size=1024, num_heads=16), alignments=dict(main=dict(tap=6)))
+_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/ahpa.py", "_base_/recipes/dit_ahpa.py"]
+_base_.model.merge(_base_._ahpa)
+_base_.model.alignments.main.tap = 6

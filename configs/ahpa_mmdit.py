@@ -1,14 +1,17 @@
-"""AHPA (MLP router over G3 | G4 of the SD encoder) on block 6 of MMDiT, text to image on COCO 2014.
+"""AHPA on MMDiT: block 6 aligned with G3 | G4 of the SD encoder, weighed by an MLP router.
 
-The block is not stated for this setting: 6, a quarter of the depth [inferred]; learning rate and clipping are REPA's.
+Text to image on COCO 2014. The block is not stated for this setting: 6, a quarter of the depth
+[inferred]; learning rate and clipping are REPA's.
+
 Command: python tools/train.py configs/ahpa_mmdit.py --data COCO
-Hardware: one GPU of 80 GB suggested; time not measured (150K steps of batch 256). COCO holds train2014/ and
-annotations/captions_train2014.json; CLIP's weights come from the hub.
-Paper: AHPA Table 5, row "+ AHPA": FID 4.52, PickScore 21.33 (the text says 21.03; guidance 2.0, SDE of 250 steps).
+Hardware: one GPU of 80 GB suggested; time not measured (150K steps of batch 256). COCO holds
+    train2014/ and annotations/captions_train2014.json; CLIP's weights come from the hub.
+Paper: AHPA Table 5, row "+ AHPA": FID 4.52, PickScore 21.33 (the text says 21.03; guidance 2.0, SDE
+    of 250 steps).
 Paper: AHPA Table C.12, row "+ AHPA ODE-50": FID 5.02.
 Paper: AHPA Table C.12, row "+ AHPA SDE-250": FID 4.52.
 """
 
-_base_ = ["mmdit.py", "_base_/ahpa.py"]
-model = _base_._ahpa
-model.alignments.main.tap = 6
+_base_ = ["_base_/backbones/mmdit.py", "_base_/methods/ahpa.py", "_base_/recipes/mmdit-coco.py"]
+_base_.model.merge(_base_._ahpa)
+_base_.model.alignments.main.tap = 6

@@ -6,5 +6,7 @@ Paper: AHPA Table B.10, row "AHPA, SD-VAE": gsnr_avg 11.6.
 Paper: AHPA Table B.11, row "SD-VAE AHPA": FID 25.5, sFID 5.78.
 """
 
-_base_ = ["ahpa_sit-b.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/ahpa.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._ahpa)
+_base_.model.alignments.main.tap = 3
 _base_.model.alignments.main.router.groups = "resolution"

@@ -5,5 +5,7 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: AHPA Table D.13, row "(f)": FID 28.2, sFID 6.45.
 """
 
-_base_ = ["ahpa_sit-b.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/ahpa.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._ahpa)
+_base_.model.alignments.main.tap = 3
 _base_.model.alignments.main.projector = dict(type="LinearProjector")

@@ -6,5 +6,7 @@ Paper: AHPA Table 2, row "G3 u G4": IS 51.6, FID 29.7, sFID 6.04.
 Paper: AHPA Table D.15, row "G3uG4 Static Uniform": IS 51.6, FID 29.7, Precision 0.58.
 """
 
-_base_ = ["ahpa_sit-b.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/ahpa.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._ahpa)
+_base_.model.alignments.main.tap = 3
 _base_.model.alignments.main.router = dict(type="StaticRouter", groups="4/4")

@@ -1,4 +1,6 @@
-"""AHPA with the encoder that OpenAI's consistency decoder belongs to: Stable Diffusion's (see docs/method.md).
+"""AHPA with the encoder that OpenAI's consistency decoder belongs to: Stable Diffusion's.
+
+See docs/method.md. Levels are grouped by resolution, as in the paper's Appendix B.
 
 Command: python tools/train.py configs/ahpa_sit-b_vae-consistency.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
@@ -6,5 +8,8 @@ Paper: AHPA Table B.10, row "AHPA, Consistency VAE": gsnr_avg 10.1.
 Paper: AHPA Table B.11, row "Consistency VAE AHPA": FID 21.7, sFID 5.48.
 """
 
-_base_ = ["ahpa_sit-b_groups-resolution.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/ahpa.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._ahpa)
+_base_.model.alignments.main.tap = 3
+_base_.model.alignments.main.router.groups = "resolution"
 _base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema")

@@ -1,12 +1,13 @@
 """Vanilla DiT-XL/2 at 512 px.
 
-Command: torchrun --nproc-per-node 8 tools/train.py configs/dit-xl_512px.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 8 tools/train.py configs/dit-xl_512px.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
-Paper: AHPA Table F.19, row "DiT-XL/2": FID 3.04, sFID 5.02, IS 240.8, Precision 0.84, Recall 0.54 (600 epochs, guidance
-    1.5).
-Paper: AHPA Table F.19, row "DiT-XL/2" (600 epochs): FID 3.04, sFID 5.02, IS 240.8, Precision 0.84, Recall 0.54.
+Paper: AHPA Table F.19, row "DiT-XL/2": FID 3.04, sFID 5.02, IS 240.8, Precision 0.84, Recall 0.54
+    (600 epochs, guidance 1.5).
+Paper: AHPA Table F.19, row "DiT-XL/2" (600 epochs): FID 3.04, sFID 5.02, IS 240.8, Precision 0.84,
+    Recall 0.54.
 """
 
-_base_ = ["dit-xl.py"]
-model = dict(resolution=512)
-train_dataloader = dict(dataset=dict(resolution=512))
+_base_ = ["_base_/backbones/dit-xl.py", "_base_/recipes/dit.py"]
+_base_.model.resolution = 512

@@ -1,12 +1,15 @@
-"""DUPA on DiT-XL/2 blocks: an encoder of 8 blocks and a decoder, two noisings of each image aligned at s.
+"""DUPA on DiT-XL/2: two noisings of each image, aligned after an encoder of 8 blocks.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
-Its code could not be read: the projector's widths and gain are inferred. A step draws two steps for each image.
+Its code could not be read: the projector's widths and gain are inferred. A step draws two noise
+steps for each image. The method's settings on SiT are kept [inferred]; noise prediction and loss
+are DiT's.
 
-Command: torchrun --nproc-per-node 8 tools/train.py configs/dupa_dit-xl.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 8 tools/train.py configs/dupa_dit-xl.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["dupa_dit-b.py"]
-model = dict(backbone=dict(depth=28, hidden_size=1152, num_heads=16))
+_base_ = ["_base_/backbones/dit-xl_decoupled.py", "_base_/methods/dupa.py", "_base_/recipes/dit.py"]
+_base_.model.merge(_base_._dupa)
+_base_.model.alignments.views.tap = 8

@@ -1,11 +1,14 @@
-"""iREPA on block 8 of DiT-XL/2: REPA with a 3 x 3 convolution, spatially normalised targets and weight 1.
+"""iREPA on DiT-XL/2: REPA at block 8 with a 3 x 3 convolution and spatially normalised targets.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
+Gamma 0.6, weight 1. The method's settings on SiT are kept [inferred]; noise prediction and loss are
+DiT's.
 
-Command: torchrun --nproc-per-node 8 tools/train.py configs/irepa_dit-xl.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 8 tools/train.py configs/irepa_dit-xl.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["irepa_dit-b.py"]
-model = dict(backbone=dict(depth=28, hidden_size=1152, num_heads=16), alignments=dict(main=dict(tap=8)))
+_base_ = ["_base_/backbones/dit-xl.py", "_base_/methods/irepa.py", "_base_/recipes/dit_repa.py"]
+_base_.model.merge(_base_._irepa)
+_base_.model.alignments.main.tap = 8

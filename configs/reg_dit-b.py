@@ -1,14 +1,18 @@
-"""REG on block 4 of DiT-B/2: REPA, and DINOv2's class token diffused beside the image by the same steps.
+"""REG on DiT-B/2: REPA at block 4, and DINOv2's class token diffused alongside the image.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
-The class token's noise is predicted, without a variance: plain mean square of weight 0.03.
+The class token is noised by the same steps; its noise is predicted without a variance, by a plain
+mean square of weight 0.03. The method's settings on SiT are kept [inferred]; noise prediction and
+loss are DiT's.
 
 Command: python tools/train.py configs/reg_dit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["dit-b.py", "_base_/reg.py"]
-model = _base_._reg
-model.backbone = dict(type="ClassStreamDiT", class_width=768)
-optim_wrapper = dict(clip_grad=1.0)
+_base_ = [
+    "_base_/backbones/dit-b_class-stream.py",
+    "_base_/methods/reg.py",
+    "_base_/recipes/dit_repa.py",
+]
+_base_.model.merge(_base_._reg)
+_base_.model.alignments.main.tap = 4

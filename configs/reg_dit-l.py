@@ -1,12 +1,19 @@
-"""REG on block 8 of DiT-L/2: REPA, and DINOv2's class token diffused beside the image by the same steps.
+"""REG on DiT-L/2: REPA at block 8, and DINOv2's class token diffused alongside the image.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
-The class token's noise is predicted, without a variance: plain mean square of weight 0.03.
+The class token is noised by the same steps; its noise is predicted without a variance, by a plain
+mean square of weight 0.03. The method's settings on SiT are kept [inferred]; noise prediction and
+loss are DiT's.
 
-Command: torchrun --nproc-per-node 4 tools/train.py configs/reg_dit-l.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 4 tools/train.py configs/reg_dit-l.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["reg_dit-b.py"]
-model = dict(backbone=dict(depth=24, hidden_size=1024, num_heads=16), alignments=dict(main=dict(tap=8)))
+_base_ = [
+    "_base_/backbones/dit-l_class-stream.py",
+    "_base_/methods/reg.py",
+    "_base_/recipes/dit_repa.py",
+]
+_base_.model.merge(_base_._reg)
+_base_.model.alignments.main.tap = 8

@@ -5,5 +5,10 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: not a row of a table.
 """
 
-_base_ = ["reg_sit-b.py"]
-optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
+_base_ = [
+    "_base_/backbones/sit-b_class-stream.py",
+    "_base_/methods/reg.py",
+    "_base_/recipes/ahpa.py",
+]
+_base_.model.merge(_base_._reg)
+_base_.model.alignments.main.tap = 4

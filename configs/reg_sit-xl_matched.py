@@ -1,10 +1,15 @@
 """REG on SiT-XL/2 with AHPA's optimiser (lr 2e-4, clip 2.0), for comparisons under one recipe.
 
-Command: torchrun --nproc-per-node 8 tools/train.py configs/reg_sit-xl_matched.py --data IMAGENET/train --launcher
-    pytorch
+Command: torchrun --nproc-per-node 8 tools/train.py configs/reg_sit-xl_matched.py --data
+    IMAGENET/train --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table.
 """
 
-_base_ = ["reg_sit-xl.py"]
-optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
+_base_ = [
+    "_base_/backbones/sit-xl_class-stream.py",
+    "_base_/methods/reg.py",
+    "_base_/recipes/ahpa.py",
+]
+_base_.model.merge(_base_._reg)
+_base_.model.alignments.main.tap = 8

@@ -1,12 +1,12 @@
-"""REPA (arXiv:2410.06940) on block 4 of DiT-B/2: noise prediction with a learned variance, DDPM's steps.
+"""REPA (arXiv:2410.06940) on DiT-B/2: block 4 aligned with DINOv2-B's patch tokens.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
+The method's settings on SiT are kept [inferred]; noise prediction and loss are DiT's.
 
 Command: python tools/train.py configs/repa_dit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["dit-b.py", "_base_/repa.py"]
-model = _base_._repa
-optim_wrapper = dict(clip_grad=1.0)
+_base_ = ["_base_/backbones/dit-b.py", "_base_/methods/repa.py", "_base_/recipes/dit_repa.py"]
+_base_.model.merge(_base_._repa)
+_base_.model.alignments.main.tap = 4

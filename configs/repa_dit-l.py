@@ -1,11 +1,13 @@
-"""REPA (arXiv:2410.06940) on block 8 of DiT-L/2: noise prediction with a learned variance, DDPM's steps.
+"""REPA (arXiv:2410.06940) on DiT-L/2: block 8 aligned with DINOv2-B's patch tokens.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
+The method's settings on SiT are kept [inferred]; noise prediction and loss are DiT's.
 
-Command: torchrun --nproc-per-node 4 tools/train.py configs/repa_dit-l.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 4 tools/train.py configs/repa_dit-l.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["repa_dit-b.py"]
-model = dict(backbone=dict(depth=24, hidden_size=1024, num_heads=16), alignments=dict(main=dict(tap=8)))
+_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/repa.py", "_base_/recipes/dit_repa.py"]
+_base_.model.merge(_base_._repa)
+_base_.model.alignments.main.tap = 8

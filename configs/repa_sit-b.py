@@ -1,6 +1,6 @@
-"""REPA (arXiv:2410.06940): DINOv2-B patch tokens, a three-layer MLP, cosine, weight 0.5.
+"""REPA (arXiv:2410.06940) on SiT-B/2: block 4 aligned with DINOv2-B's patch tokens.
 
-On block 4 of SiT-B/2; published recipe: the method's own.
+A three-layer MLP, cosine, weight 0.5: the method's published recipe.
 
 Command: python tools/train.py configs/repa_sit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
@@ -8,6 +8,6 @@ Paper: the method's own, 400K steps without guidance: FID 24.4.
 Paper: AHPA Table 7, row "REPA (DINOv2-B)": gsnr_high_noise 13.9, gsnr_low_noise 4.2, gsnr_avg 8.5.
 """
 
-_base_ = ["sit-b.py", "_base_/repa.py"]
-model = _base_._repa
-optim_wrapper = dict(clip_grad=1.0)
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/repa.py", "_base_/recipes/repa.py"]
+_base_.model.merge(_base_._repa)
+_base_.model.alignments.main.tap = 4

@@ -1,12 +1,13 @@
-"""SARA on block 8 of DiT-B/2: REPA with autocorrelation and adversarial terms; the weights are unverified.
+"""SARA on DiT-B/2: REPA at block 8 plus autocorrelation and adversarial terms.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
+The weights of its terms are a re-implementation's, unverified. The method's settings on SiT are
+kept [inferred]; noise prediction and loss are DiT's.
 
 Command: python tools/train.py configs/sara_dit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["dit-b.py", "_base_/sara.py"]
-model = _base_._sara
-optim_wrapper = dict(clip_grad=1.0)
+_base_ = ["_base_/backbones/dit-b.py", "_base_/methods/sara.py", "_base_/recipes/dit_repa.py"]
+_base_.model.merge(_base_._sara)
+_base_.model.alignments.main.tap = 8

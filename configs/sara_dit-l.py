@@ -1,11 +1,14 @@
-"""SARA on block 8 of DiT-L/2: REPA with autocorrelation and adversarial terms; the weights are unverified.
+"""SARA on DiT-L/2: REPA at block 8 plus autocorrelation and adversarial terms.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
+The weights of its terms are a re-implementation's, unverified. The method's settings on SiT are
+kept [inferred]; noise prediction and loss are DiT's.
 
-Command: torchrun --nproc-per-node 4 tools/train.py configs/sara_dit-l.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 4 tools/train.py configs/sara_dit-l.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["sara_dit-b.py"]
-model = dict(backbone=dict(depth=24, hidden_size=1024, num_heads=16))
+_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/sara.py", "_base_/recipes/dit_repa.py"]
+_base_.model.merge(_base_._sara)
+_base_.model.alignments.main.tap = 8

@@ -1,12 +1,14 @@
-"""SARA on block 8 of MMDiT, text to image on COCO 2014; the weights of its terms are unverified.
+"""SARA on MMDiT: REPA at block 8 plus autocorrelation and adversarial terms.
 
-The block is REPA's for this setting, the rest the method's on SiT [inferred].
+Text to image on COCO 2014. The block is REPA's for this setting, the rest the method's on SiT
+[inferred]; the weights of its terms are unverified.
 
 Command: python tools/train.py configs/sara_mmdit.py --data COCO
-Hardware: one GPU of 80 GB suggested; time not measured (150K steps of batch 256). COCO holds train2014/ and
-annotations/captions_train2014.json; CLIP's weights come from the hub.
+Hardware: one GPU of 80 GB suggested; time not measured (150K steps of batch 256). COCO holds
+    train2014/ and annotations/captions_train2014.json; CLIP's weights come from the hub.
 Paper: not a row of a table.
 """
 
-_base_ = ["mmdit.py", "_base_/sara.py"]
-model = _base_._sara
+_base_ = ["_base_/backbones/mmdit.py", "_base_/methods/sara.py", "_base_/recipes/mmdit-coco.py"]
+_base_.model.merge(_base_._sara)
+_base_.model.alignments.main.tap = 8

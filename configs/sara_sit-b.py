@@ -1,12 +1,12 @@
-"""SARA: REPA with autocorrelation and adversarial terms; the weights are a re-implementation's, unverified.
+"""SARA on SiT-B/2: REPA at block 8 plus autocorrelation and adversarial terms.
 
-On block 8 of SiT-B/2; published recipe: the method's own.
+The weights of its terms are a re-implementation's, unverified.
 
 Command: python tools/train.py configs/sara_sit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: no figure for this size.
 """
 
-_base_ = ["sit-b.py", "_base_/sara.py"]
-model = _base_._sara
-optim_wrapper = dict(clip_grad=1.0)
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sara.py", "_base_/recipes/repa.py"]
+_base_.model.merge(_base_._sara)
+_base_.model.alignments.main.tap = 8

@@ -5,5 +5,6 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: not a row of a table.
 """
 
-_base_ = ["sara_sit-b.py"]
-optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sara.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._sara)
+_base_.model.alignments.main.tap = 8

@@ -1,14 +1,13 @@
-"""SARA: REPA with autocorrelation and adversarial terms; the weights are a re-implementation's, unverified.
+"""SARA on SiT-XL/2: REPA at block 8 plus autocorrelation and adversarial terms.
 
-On block 8 of SiT-XL/2; published recipe: the method's own.
+The weights of its terms are a re-implementation's, unverified.
 
-Command: torchrun --nproc-per-node 8 tools/train.py configs/sara_sit-xl.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 8 tools/train.py configs/sara_sit-xl.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: the method's (abstract): FID 1.36 guided.
 """
 
-_base_ = ["sara_sit-b.py"]
-model = dict(
-    backbone=dict(depth=28, hidden_size=1152, num_heads=16),
-    alignments=dict(main=dict(tap=8)),
-)
+_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sara.py", "_base_/recipes/repa.py"]
+_base_.model.merge(_base_._sara)
+_base_.model.alignments.main.tap = 8

@@ -5,5 +5,5 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: not a row of a table.
 """
 
-_base_ = ["sit-b.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/sit.py"]
 _base_.model.flow.timesteps = dict(type="LogitNormalTimesteps")

@@ -1,9 +1,11 @@
-"""Vanilla SiT-B/2 on the "Consistency VAE", taken to be Stable Diffusion's encoder under another decoder.
+"""Vanilla SiT-B/2 on the "Consistency VAE".
+
+It is taken to be Stable Diffusion's encoder under another decoder.
 
 Command: python tools/train.py configs/sit-b_vae-consistency.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: AHPA Table B.11, row "Consistency VAE Vanilla": FID 24.5, sFID 5.9.
 """
 
-_base_ = ["sit-b.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/sit.py"]
 _base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema")

@@ -5,5 +5,5 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: AHPA Table B.11, row "SDXL-VAE Vanilla": FID 28.4, sFID 6.12.
 """
 
-_base_ = ["sit-b.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/sit.py"]
 _base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sdxl-vae")

@@ -5,5 +5,4 @@ Hardware: 1 GPU suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table.
 """
 
-_base_ = ["sit-b.py"]
-model = dict(backbone=dict(depth=12, hidden_size=384, num_heads=6))
+_base_ = ["_base_/backbones/sit-s.py", "_base_/recipes/sit.py"]

@@ -1,14 +1,15 @@
-"""SRA 2 on block 8 of DiT-L/2: the latent itself as the target (no code exists; widths inferred).
+"""SRA 2 on DiT-L/2: block 8 aligned with the latent itself.
 
-The recipe is the method's on SiT, over DiT's noise prediction and loss: blocks and weights are taken over [inferred].
+No code exists, the widths are inferred. The method's settings on SiT are kept [inferred]; noise
+prediction and loss are DiT's.
 
-Command: torchrun --nproc-per-node 4 tools/train.py configs/sra2_dit-l.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 4 tools/train.py configs/sra2_dit-l.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["sra2_dit-b.py"]
-model = dict(
-    backbone=dict(depth=24, hidden_size=1024, num_heads=16),
-    alignments=dict(main=dict(tap=8, projector=dict(hidden_dim=2048))),
-)
+_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/sra2.py", "_base_/recipes/dit.py"]
+_base_.model.merge(_base_._sra2)
+_base_.model.alignments.main.tap = 8
+_base_.model.alignments.main.projector.hidden_dim = 2048

@@ -2,8 +2,11 @@
 
 Command: python tools/train.py configs/sra2_sit-b_matched.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
-Paper: AHPA Table 3, row "SiT-B/2 sra2 400000": FID 31.3, sFID 6.42, IS 47.0, Precision 0.55, Recall 0.63.
+Paper: AHPA Table 3, row "SiT-B/2 sra2 400000": FID 31.3, sFID 6.42, IS 47.0, Precision 0.55, Recall
+    0.63.
 """
 
-_base_ = ["sra2_sit-b.py"]
-optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sra2.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._sra2)
+_base_.model.alignments.main.tap = 2
+_base_.model.alignments.main.projector.hidden_dim = 1536

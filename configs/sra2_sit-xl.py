@@ -1,19 +1,21 @@
-"""SRA 2: the latent itself as the target, a five-layer MLP, smooth L1 (no code exists; widths inferred).
+"""SRA 2 on SiT-XL/2: block 8 aligned with the latent itself.
 
-On block 8 of SiT-XL/2; published recipe: the method's own.
+A five-layer MLP, smooth L1; no code exists, the widths are inferred.
 
-Command: torchrun --nproc-per-node 8 tools/train.py configs/sra2_sit-xl.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 8 tools/train.py configs/sra2_sit-xl.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: the method's own, without guidance: 1M FID 8.2, 4M 6.6; guided 800 epochs 1.52.
-Paper: AHPA Table 4, row "+ SRA 2" (800 epochs): FID 1.52, sFID 4.63, IS 316.2, Precision 0.82, Recall 0.62.
-Paper: AHPA Table G.20, row "+ SRA 2" (800 epochs): FID 1.52, sFID 4.63, IS 316.2, Precision 0.82, Recall 0.62.
+Paper: AHPA Table 4, row "+ SRA 2" (800 epochs): FID 1.52, sFID 4.63, IS 316.2, Precision 0.82,
+    Recall 0.62.
+Paper: AHPA Table G.20, row "+ SRA 2" (800 epochs): FID 1.52, sFID 4.63, IS 316.2, Precision 0.82,
+    Recall 0.62.
 Paper: AHPA Table 6, row "+ SRA 2": TS_iter_per_s 7.2, GFLOPs 118.6.
 Paper: AHPA Table I.21, row "+ SRA 2": TS_iter_per_s 7.2, GFLOPs 118.55, latency_ms 19.2.
 Paper: AHPA Table E.18, row "SRA 2": FID 13.8, sFID 5.1, gsnr_avg 7.2.
 """
 
-_base_ = ["sra2_sit-b.py"]
-model = dict(
-    backbone=dict(depth=28, hidden_size=1152, num_heads=16),
-    alignments=dict(main=dict(tap=8, projector=dict(hidden_dim=2304))),
-)
+_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra2.py", "_base_/recipes/sit.py"]
+_base_.model.merge(_base_._sra2)
+_base_.model.alignments.main.tap = 8
+_base_.model.alignments.main.projector.hidden_dim = 2304

@@ -1,16 +1,16 @@
-"""SRA on block 6 of DiT-L/2: the averaged model at a cleaner step as the teacher, smooth L1, weight 0.2.
+"""SRA on DiT-L/2: block 6 aligned with block 16 of the averaged model at a cleaner time.
 
-Blocks 6 -> 16 as on SiT-L [inferred]; as in SRA's DiT code the step is lowered by a whole number of 0 .. 199 and held in
-1 .. 999.
+As in SRA's DiT code the teacher's step is lower by a whole number of 0 .. 199, at least 1. The
+blocks are those of SiT-L [inferred].
 
-Command: torchrun --nproc-per-node 4 tools/train.py configs/sra_dit-l.py --data IMAGENET/train --launcher pytorch
+Command: torchrun --nproc-per-node 4 tools/train.py configs/sra_dit-l.py --data IMAGENET/train
+    --launcher pytorch
 Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["sra_dit-b.py"]
-model = dict(
-    backbone=dict(depth=24, hidden_size=1024, num_heads=16),
-    priors=dict(ema=dict(block=16)),
-    alignments=dict(main=dict(tap=6, projector=dict(hidden_dim=2048))),
-)
+_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/sra_dit.py", "_base_/recipes/dit.py"]
+_base_.model.merge(_base_._sra)
+_base_.model.alignments.main.tap = 6
+_base_.model.priors.ema.block = 16
+_base_.model.alignments.main.projector.hidden_dim = 2048

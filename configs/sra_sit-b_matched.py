@@ -5,5 +5,8 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: not a row of a table.
 """
 
-_base_ = ["sra_sit-b.py"]
-optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=2.0)
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sra.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._sra)
+_base_.model.alignments.main.tap = 3
+_base_.model.priors.ema.block = 8
+_base_.model.alignments.main.projector.hidden_dim = 1536

@@ -7,5 +7,7 @@ Paper: AHPA Table 7, row "Uniform (mid, G3)": gsnr_high_noise 4.1, gsnr_low_nois
 Paper: AHPA Table B.10, row "Uniform (mid, G3), SD-VAE": gsnr_avg 7.0.
 """
 
-_base_ = ["ahpa_sit-b.py"]
-_base_.model.alignments.main.router = dict(type="StaticRouter", groups="G3")
+_base_ = ["_base_/backbones/sit-b.py", "_base_/methods/static.py", "_base_/recipes/ahpa.py"]
+_base_.model.merge(_base_._static)
+_base_.model.alignments.main.tap = 3
+_base_.model.alignments.main.router.groups = "G3"

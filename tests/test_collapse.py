@@ -1,19 +1,26 @@
-"""The term against a router's collapse: written out, silent above the floor, and what it does to a router that collapses."""
+"""The term against a router's collapse: written out, zero above the floor, and its effect on a
+router that collapses."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+from support.values import make_view
 
-from ahpa.losses.collapse import collapse_figures, entropy_term, membership_figures
+from ahpa.alignment.collapse import collapse_figures, entropy_term, membership_figures
 from ahpa.registry import ALIGNMENTS, ConfigError, build
-from ahpa.registry.contracts import Denoised, LevelSpec, Noisy, Step, Tokens
+from ahpa.registry.contracts import LevelSpec, Progress
+from ahpa.testing.common import toy_geometry
 
-INTRA = {"mid": [[0.97, 0.01, 0.02], [0.4, 0.3, 0.3]], "deep": [[0.5, 0.5], [1.0, 0.0]], "one": [[1.0], [1.0]]}
+INTRA = {
+    "mid": [[0.97, 0.01, 0.02], [0.4, 0.3, 0.3]],
+    "deep": [[0.5, 0.5], [1.0, 0.0]],
+    "one": [[1.0], [1.0]],
+}
 INTER = [[0.2, 0.2, 0.6], [0.9, 0.05, 0.05]]
 SPEC = {f"level{i}": LevelSpec(6, 8) for i in range(4)}
-BACKBONE = SimpleNamespace(depth=2, hidden_size=5, grid=(4, 4), prefix=0)
+GEOMETRY = toy_geometry(depth=2, width=5)
+SHOWN = Progress(diagnose=True)
 
 
 def given():
@@ -37,7 +44,11 @@ def test_the_floor_written_out(floor):
 def test_betas_of_a_sigmoid_are_judged_by_their_shares():
     """.2 and .2 are as even as can be, .9 and .1 are not, whatever they sum to."""
     intra = {"mid": torch.tensor([[0.5, 0.5]]), "deep": torch.tensor([[0.5, 0.5]])}
-    for betas, want in (([0.2, 0.2], 1.0), ([0.9, 0.9], 1.0), ([0.9, 0.1], entropy_of([0.9, 0.1]) / math.log(2))):
+    for betas, want in (
+        ([0.2, 0.2], 1.0),
+        ([0.9, 0.9], 1.0),
+        ([0.9, 0.1], entropy_of([0.9, 0.1]) / math.log(2)),
+    ):
         figures = collapse_figures(intra, torch.tensor([betas]), 0.9)
         assert figures["evenness_inter"].item() == pytest.approx(want, abs=1e-6)
         floor = entropy_term(intra, torch.tensor([betas]), 0.9).item()
@@ -70,82 +81,110 @@ def test_figures():
     out = collapse_figures(intra, inter, 0.6)
     deep = (entropy_of([0.5, 0.5]) + 0) / 2 / math.log(2)
     assert float(out["evenness_deep"]) == pytest.approx(deep, abs=1e-6)
-    assert float(out["evenness"]) == pytest.approx(min(float(out[f"evenness_{n}"]) for n in ("inter", "mid", "deep")))
+    assert float(out["evenness"]) == pytest.approx(
+        min(float(out[f"evenness_{n}"]) for n in ("inter", "mid", "deep"))
+    )
     assert "evenness_one" not in out and float(out["below_floor"]) == 1
-    assert float(collapse_figures(intra, inter, 0.05)["below_floor"]) == 0.5  # the second sample's deep alphas
-    assert float(out["alpha_max_mid"]) == pytest.approx((0.97 + 0.4) / 2) and int(out["alpha_top_mid"]) == 0
+    assert (
+        float(collapse_figures(intra, inter, 0.05)["below_floor"]) == 0.5
+    )  # the second sample's deep alphas
+    assert (
+        float(out["alpha_max_mid"]) == pytest.approx((0.97 + 0.4) / 2)
+        and int(out["alpha_top_mid"]) == 0
+    )
     assert "below_floor" not in collapse_figures(intra, inter, None)
-    assert not any("loss" in name or value.requires_grad for name, value in out.items())
+    assert not any(value.requires_grad for value in out.values())
 
 
 def test_figures_of_a_membership():
     assert membership_figures({}) == {}
-    hard = membership_figures({"x": torch.tensor([1.0, 1.0, 0.0]), "y": torch.tensor([0.0, 0.0, 1.0])})
+    hard = membership_figures(
+        {"x": torch.tensor([1.0, 1.0, 0.0]), "y": torch.tensor([0.0, 0.0, 1.0])}
+    )
     assert float(hard["entropy_membership"]) == pytest.approx(0, abs=1e-6)
-    assert float(hard["effective_groups"]) == pytest.approx(math.exp(entropy_of([2 / 3, 1 / 3])), rel=1e-5)
+    assert float(hard["effective_groups"]) == pytest.approx(
+        math.exp(entropy_of([2 / 3, 1 / 3])), rel=1e-5
+    )
     soft = membership_figures({name: torch.full((3,), 0.25) for name in "abcd"})
-    assert float(soft["entropy_membership"]) == pytest.approx(math.log(4)) and float(
-        soft["effective_groups"]
-    ) == pytest.approx(4)
+    assert float(soft["entropy_membership"]) == pytest.approx(math.log(4))
+    assert float(soft["effective_groups"]) == pytest.approx(4)
 
 
 def make(router=None, **options):
-    cfg = dict(type="Alignment", tap=1, source="p", projector=dict(type="LinearProjector"),
-               router=router or dict(type="MLPRouter", groups="2/2", hidden_dim=32), **options)  # fmt: skip
-    return build(ALIGNMENTS, cfg, name="main", spec=SPEC, backbone=BACKBONE)
+    cfg = dict(
+        type="Alignment",
+        tap=1,
+        source="p",
+        projector=dict(type="LinearProjector"),
+        router=router or dict(type="MLPRouter", groups="2/2", hidden_dim=32),
+        **options,
+    )
+    parts = dict(name="main", geometry=GEOMETRY, flow=None, priors={"p": SPEC})
+    return build(ALIGNMENTS, cfg, **parts)
 
 
 def make_step(seed, batch=16):
-    """Level 0 is one vector at every place, which a projector's bias predicts; the others are noise."""
+    """Level 0 is one vector at every place, which a projector's bias predicts; the others are
+    noise."""
     draw = torch.Generator().manual_seed(seed)
-    features = {name: torch.randn(batch, 6, 4, 4, generator=draw) for name in SPEC}
-    features["level0"] = torch.linspace(-1, 1, 6)[:, None, None].expand(batch, 6, 4, 4)
-    step = Step(batch={}, diagnose=True, features={"p": features})
-    step.noisy = Noisy(x={}, t=torch.rand(batch, generator=draw), target={}, data={}, noise={})
-    step.out = Denoised({}, {1: Tokens(torch.randn(batch, 16, 5, generator=draw), 0, (4, 4))})
-    return step
+    levels = {name: torch.randn(batch, 6, 4, 4, generator=draw) for name in SPEC}
+    levels["level0"] = torch.linspace(-1, 1, 6)[:, None, None].expand(batch, 6, 4, 4)
+    t = torch.rand(batch, generator=draw)
+    tokens = torch.randn(batch, 16, 5, generator=draw)
+    return make_view({1: tokens}, grid=(4, 4), t=t), {"p": levels}
 
 
 def train(steps=300, **options):
     torch.manual_seed(0)
-    alignment = make(router=dict(type="MLPRouter", groups="4", hidden_dim=32, zero_init=True), **options)
-    parts = [dict(params=alignment.projector.parameters(), lr=0.05), dict(params=alignment.router.parameters())]
-    optimizer = torch.optim.Adam(parts, lr=5e-3)
+    router = dict(type="MLPRouter", groups="4", hidden_dim=32, zero_init=True)
+    alignment = make(router=router, **options)
+    slow = dict(params=alignment.router.parameters())
+    fast = dict(params=alignment.projector.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam([fast, slow], lr=5e-3)
     for seed in range(steps):
         optimizer.zero_grad()
-        out = alignment(make_step(seed))
-        sum(value for name, value in out.items() if "loss" in name).backward()
+        alignment(*make_step(seed), Progress()).total.backward()
         optimizer.step()
-    return {name.removeprefix("main/"): float(value.detach()) for name, value in alignment(make_step(9999)).items()}
+    scalars = alignment(*make_step(9999), SHOWN).scalars()
+    return {name: float(value) for name, value in scalars.items()}
 
 
 @pytest.mark.parametrize("router_grad", ["target", "aux"])
 def test_a_router_collapses_without_a_floor_and_stays_above_it_with_one(router_grad):
     bare = train(router_grad=router_grad)
-    assert bare["entropy_g1"] < 0.1 and bare["alpha_top_g1"] == 0 and bare["constant_cosine"] > 0.95, (
-        "the constant level"
-    )
+    assert bare["main/entropy_g1"] < 0.1 and bare["main/alpha_top_g1"] == 0, "the constant level"
+    assert bare["main/constant_cosine"] > 0.95
     held = train(router_grad=router_grad, entropy_floor=0.5, entropy_weight=1.0)
-    assert 0.49 < held["evenness"] < 0.6, "at the floor, not pushed further than it"
-    assert held["alpha_top_g1"] == 0 and held["loss_main_entropy"] < 0.02
+    assert 0.49 < held["main/evenness"] < 0.6, "at the floor, not pushed further than it"
+    assert held["main/alpha_top_g1"] == 0 and held["loss/main/entropy"] < 0.02
 
 
 def test_the_term_stands_in_the_log_beside_its_figures():
-    out = make(entropy_floor=0.9, entropy_weight=0.3)(make_step(0))
-    assert {"loss_main_entropy", "main/below_floor", "main/evenness", "main/evenness_mid", "main/alpha_max_mid"} <= set(
-        out
-    )
-    partition = make(router=dict(type="PartitionRouter", groups="2/2"))(make_step(0))
-    assert {"main/entropy_membership", "main/effective_groups"} <= set(partition)
-    assert "main/evenness" not in make(router_grad="none")(make_step(0))
+    out = make(entropy_floor=0.9, entropy_weight=0.3)(*make_step(0), SHOWN)
+    figures = {"below_floor", "evenness", "evenness_mid", "alpha_max_mid"}
+    assert {f"main/{figure}" for figure in figures} <= set(out.diagnostics)
+    (term,) = (term for term in out.terms if term.name == "main/entropy")
+    assert term.weight == 0.3
+    partition = make(router=dict(type="PartitionRouter", groups="2/2"))(*make_step(0), SHOWN)
+    assert {"main/entropy_membership", "main/effective_groups"} <= set(partition.diagnostics)
+    frozen = make(router_grad="none")(*make_step(0), SHOWN)
+    assert "main/evenness" not in frozen.diagnostics
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(entropy_floor=0.5), "entropy_weight above 0"), (dict(entropy_floor=0.0, entropy_weight=1.0), "above 0 and at most 1"),
-    (dict(entropy_floor=1.1, entropy_weight=1.0), "at most 1"), (dict(entropy_floor="x", entropy_weight=1.0), "entropy_floor"),
+STATIC = dict(type="StaticRouter", groups="2/2")
+MISTAKES = [
+    (dict(entropy_floor=0.5), "entropy_weight above 0"),
+    (dict(entropy_floor=0.0, entropy_weight=1.0), "above 0 and at most 1"),
+    (dict(entropy_floor=1.1, entropy_weight=1.0), "at most 1"),
+    (dict(entropy_floor="x", entropy_weight=1.0), "entropy_floor"),
     (dict(entropy_floor=True, entropy_weight=1.0), "entropy_floor"),
-    (dict(router_grad="none", entropy_weight=0.3), "learns nothing"), (dict(router_weight=0.1), "only with 'aux'"),
-    (dict(router=dict(type="StaticRouter", groups="2/2"), entropy_weight=0.3, entropy_floor=0.5), "StaticRouter learns nothing")], ids=str)  # fmt: skip
+    (dict(router_grad="none", entropy_weight=0.3), "learns nothing"),
+    (dict(router_weight=0.1), "only with 'aux'"),
+    (dict(router=STATIC, entropy_weight=0.3, entropy_floor=0.5), "StaticRouter learns nothing"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=str)
 def test_mistakes(options, message):
     with pytest.raises(ConfigError, match=message):
         make(**options)

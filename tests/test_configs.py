@@ -1,29 +1,52 @@
-"""Every shipped config builds at full size (on the meta device) and trains two steps of its demo; tables are complete."""
+"""Every shipped config names its bricks, builds at full size and trains two steps of its demo.
+
+Full size is on the meta device. Tables are complete, and the map of the configs is up to date.
+"""
 
 import argparse
+import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from ahpa import cli
 from ahpa.analysis.cost import added_macs, forward_macs, parameter_counts
+from ahpa.cli import train as cli
 from ahpa.engine import config as configs
-from ahpa.engine.dryrun import synthetic_batch
-from ahpa.engine.optim import build_optimizer
-from ahpa.registry import MODELS, OPTIM_WRAPPERS, build
+from ahpa.engine.assembly import build_model
+from ahpa.engine.dryrun import synthetic_batch, train_step
+from ahpa.engine.optimiser import Optimiser, build_optimizer
+from ahpa.registry.contracts import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = sorted((ROOT / "configs").glob("*.py"))
-ITEMS = {"AdversarialLoss": ("_fool", "_judge")}  # losses of several terms
+BRICKS = sorted((ROOT / "configs" / "_base_").rglob("*.py"))
+ROOMS = ("backbones", "methods", "recipes")
+ITEMS = {"AdversarialLoss": ("/fool", "/judge")}  # losses of several terms
+FLOW_TERMS = {"HybridLoss": "flow/vlb", "ContrastiveFlowLoss": "flow/contrast"}
+NO_HEAD = ("Regularisation", "AttentionAlignment", "IdentityProjector")  # no parameters
 TABLES = sorted((ROOT / "configs" / "tables").glob("*.json"))
 
 
 def arguments(config, **changes):
-    values = dict(config=str(config), demo=False, data=None, vae=None, work_dir=None, max_iters=None, resume=False,
-                  dry_run=True, seed=None, cfg_options=[], launcher="none")  # fmt: skip
+    values = dict(
+        config=str(config),
+        demo=False,
+        data=None,
+        vae=None,
+        work_dir=None,
+        max_iters=None,
+        resume=False,
+        dry_run=True,
+        seed=None,
+        cfg_options=[],
+        launcher="none",
+    )
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -36,7 +59,7 @@ def test_builds_at_full_size(path):
     cfg = configs.load(path)
     model = configs.check_config(cfg)
     depth = cfg["model"]["backbone"]["depth"]
-    assert model.backbone.depth == depth and all(1 <= tap <= depth for tap in model.taps)
+    assert model.backbone.depth == depth and all(1 <= tap.block <= depth for tap in model.taps)
     assert all(p.is_meta for p in model.parameters())
 
 
@@ -46,7 +69,105 @@ def test_has_the_header(path):
     header = text.split('"""')[1]
     assert f"tools/train.py configs/{path.name}" in header
     assert "Hardware:" in header and "time" in header and "Paper:" in header
-    assert len([line for line in text.splitlines() if re.match(r"[\w.]+ =", line)]) <= 4, "one or two assignments"
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def bases(path):
+    """The files that a config or a brick names in `_base_`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_":
+            return [(path.parent / name).resolve() for name in ast.literal_eval(node.value)]
+    return []
+
+
+def family(path):
+    """A file, its bases, their bases, and so on."""
+    return [path, *(file for base in bases(path) for file in family(base))]
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_names_its_bricks_and_little_else(path):
+    """One backbone, the methods, one recipe; the methods' places; at most two assignments."""
+    rooms = [base.parent.name for base in bases(path)]
+    assert rooms == sorted(rooms) and rooms.count("backbones") == rooms.count("recipes") == 1
+    assert set(rooms) <= set(ROOMS)
+    lines = [ast.unparse(node) for node in ast.parse(path.read_text()).body]
+    assert lines[1].startswith("_base_ = ")
+    changes = lines[2:]
+    if "methods" in rooms:
+        assert re.fullmatch(r"_base_\.model\.merge\(_base_\._\w+\)", changes.pop(0))
+    places = r"_base_\.model\.\S+\.(tap|block|hidden_dim) = \d+"
+    others = [line for line in changes if not re.fullmatch(places, line) and line[:7] == "_base_."]
+    helpers = [line for line in changes if re.match(r"_[a-z]+ = ", line)]
+    assert len(others) <= 2 and len(helpers) <= 1, "one or two assignments"
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_at_most_three_files_tell_the_learning_rate(path):
+    """They are the config, its recipe and what that is over; the recipe says it."""
+    recipe = next(base for base in bases(path) if base.parent.name == "recipes")
+    assert "lr=" in recipe.read_text()
+    telling = [file for file in family(path) if re.search(r"\blr\b", file.read_text())]
+    assert len(telling) <= 3
+
+
+@pytest.mark.parametrize("path", BRICKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_bricks_build_on_their_own_room(path):
+    """Never on a config, and never on another size: a change of B does not move XL."""
+    for base in bases(path):
+        assert base in BRICKS and (base.parent == path.parent or base.name == "runtime.py")
+    if path.parent.name == "backbones":
+        size = path.stem.split("_")[0]
+        assert {file.stem.split("_")[0] for file in family(path)} <= {size, size.split("-")[0]}
+    else:
+        assert len(family(path)) <= 4
+
+
+def test_every_brick_is_used():
+    assert {file for path in ALL for file in family(path)} == {*ALL, *BRICKS}
+
+
+@pytest.mark.parametrize("path", ALL[::10], ids=_name)
+def test_mmengine_alone_reads_it(path):
+    """`load` only drops the bricks' helper names."""
+    plain = {key: value for key, value in Config.fromfile(path).to_dict().items() if key[0] != "_"}
+    assert plain == configs.load(path)
+
+
+def test_no_config_repeats_the_resolution():
+    for path in (*ALL, *BRICKS):
+        loader = Config.fromfile(path).get("train_dataloader", {})
+        assert "resolution" not in loader.get("dataset", {}), path.name
+
+
+def test_the_map_is_up_to_date():
+    command = [sys.executable, ROOT / "tools" / "config_map.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def expected_terms(model):
+    """The names of the terms that a config's model section asks for."""
+    names = {"flow"} | {f"flow/{stream}" for stream in model.get("streams", {})}
+    if model["flow_loss"]["type"] in FLOW_TERMS:
+        names.add(FLOW_TERMS[model["flow_loss"]["type"]])
+    for name, alignment in model["alignments"].items():
+        for key, criterion in alignment.get("criteria", {}).items():
+            items = ITEMS.get(criterion["type"], ("",))
+            names |= {f"{name}/{key}{item}" for item in items}
+        if "regulariser" in alignment:
+            names.add(f"{name}/regulariser")
+        if alignment.get("router_grad") == "aux":
+            names.add(f"{name}/router")
+        if alignment.get("entropy_weight"):
+            names.add(f"{name}/entropy")
+    return names
+
+
+def has_head(alignment):
+    """Whether an alignment of a config has parameters of its own."""
+    parts = (alignment, alignment.get("projector", {}))
+    return not any(part.get("type") in NO_HEAD for part in parts)
 
 
 @pytest.mark.parametrize("path", ALL, ids=_name)
@@ -56,38 +177,36 @@ def test_demo_keeps_the_method_and_trains_two_steps(path):
     cfg = cli.training_config(arguments(path, demo=True, cfg_options=options))
     for name, alignment in full["alignments"].items():
         small = cfg["model"]["alignments"][name]
-        for part in ("router", "projector", "criteria", "weight", "source"):
+        for part in ("router", "projector", "criteria", "regulariser", "weight", "source"):
             assert small.get(part) == alignment.get(part), f"the demo changed {part}"
     torch.manual_seed(0)
-    model = build(MODELS, cfg["model"], where="model")
-    assert model.resolution == 64
+    model = build_model(cfg["model"])
+    model.parts.load()
+    assert model.geometry.resolution == 64
     wrapper = dict(cfg["optim_wrapper"])
-    wrapper["optimizer"] = build_optimizer(wrapper["optimizer"], model)
-    wrapper = build(OPTIM_WRAPPERS, wrapper)
+    optimizer = build_optimizer(wrapper.pop("optimizer"), model)
+    optimiser = Optimiser(optimizer=optimizer, **wrapper)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for seed in range(2):
-        values = model.train_step(synthetic_batch(model, batch=3, seed=seed), optim_wrapper=wrapper)
-        wrapper.zero_grad()
-        model.update_ema()
-        assert all(torch.isfinite(value).all() for value in values.values())
-    assert int(wrapper.bad_total) == 0
-    expected = {"loss_flow"} | {f"loss_flow_{stream}" for stream in full.get("streams", {})}
-    expected |= {"loss_flow_vlb"} if full["flow_loss"]["type"] == "HybridLoss" else set()
-    expected |= {
-        f"loss_{a}_{c}{item}"
-        for a, alignment in full["alignments"].items()
-        for c, criterion in alignment["criteria"].items()
-        for item in ITEMS.get(criterion["type"], ("",))
+        batch = synthetic_batch(model, batch=3, seed=seed)
+        progress = Progress(seed, 2, diagnose=True)
+        losses = train_step(model, optimiser, batch, seed=seed, progress=progress)
+        assert all(torch.isfinite(value).all() for value in losses.scalars().values())
+    assert int(optimiser.bad_total) == 0
+    assert {term.name for term in losses.terms} == expected_terms(full)
+    moved = {
+        name.split(".")[0]
+        for name, p in model.named_parameters()
+        if not torch.equal(before[name], p)
     }
-    expected |= {
-        f"loss_{a}_router" for a, alignment in full["alignments"].items() if alignment.get("router_grad") == "aux"
-    }
-    expected |= {f"loss_{a}_entropy" for a, alignment in full["alignments"].items() if alignment.get("entropy_weight")}
-    assert {name for name in values if name.startswith("loss_")} == expected
-    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
-    assert moved == {"backbone", "alignments"} if full["alignments"] else moved == {"backbone"}
+    heads = [name for name, alignment in full["alignments"].items() if has_head(alignment)]
+    assert moved == ({"backbone", "alignments"} if heads else {"backbone"})
     learned = [n for n, p in model.named_parameters() if ".router." in n and p.requires_grad]
-    assert all(not torch.equal(before[n], dict(model.named_parameters())[n]) for n in learned if "weight" in n)
+    assert all(
+        not torch.equal(before[n], dict(model.named_parameters())[n])
+        for n in learned
+        if "weight" in n
+    )
 
 
 @pytest.mark.parametrize("path", TABLES, ids=_name)
@@ -96,7 +215,9 @@ def test_table_rows_lead_to_configs(path):
     assert table["rows"]
     for row in table["rows"]:
         header = (ROOT / row["config"]).read_text().split('"""')[1].replace("\n    ", " ")
-        assert f'Table {table["table"]}, row "{row["row"]}"' in header, f"{row['config']} does not name its row"
+        named = f'Table {table["table"]}, row "{row["row"]}"'
+        named += f" ({row['epochs']} epochs)" if "epochs" in row else ""
+        assert named in header, f"{row['config']} does not name its row"
 
 
 def test_no_runnable_row_of_the_paper_is_missing(shared):
@@ -122,7 +243,10 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("ahpa_sit-b_partition", dict(tap=3, groups=[15] * 4, router="PartitionRouter", out_dim=2048)),
     ("ahpa_sit-b_router-lut", dict(tap=3, groups=[4, 4], router="LUTRouter")),
     ("repa_sit-b", dict(tap=4, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
-    ("repa_sit-xl_matched", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
+    (
+        "repa_sit-xl_matched",
+        dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=0.5),
+    ),
     ("irepa_sit-l", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=1.0)),
     ("sara_sit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=1.0)),
     ("sra_sit-b", dict(tap=3, groups=[1], router="StaticRouter", out_dim=768, weight=0.2)),
@@ -141,7 +265,7 @@ def test_settings_of_the_paper(name, wanted):
     assert alignment.tap == wanted["tap"] and type(alignment.router).__name__ == wanted["router"]
     assert [len(levels) for levels in alignment.router.groups.values()] == wanted["groups"]
     assert alignment.router.out_dim == wanted.get("out_dim", alignment.router.out_dim)
-    assert alignment.weight(None) == wanted.get("weight", 1.0)
+    assert alignment.weight(Progress()) == wanted.get("weight", 1.0)
     assert model.backbone.grid == (16, 16)
 
 
@@ -153,7 +277,9 @@ SIZES = ("sit-b", "sit-l", "sit-xl", "sit-xl_512px", "dit-b", "dit-l", "dit-xl",
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
     """What a brick says stays; the block and the head's width follow the size."""
-    cfg, base = (configs.load(ROOT / "configs" / f"{method}_{name}.py")["model"] for name in (size, "sit-b"))
+    cfg, base = (
+        configs.load(ROOT / "configs" / f"{method}_{name}.py")["model"] for name in (size, "sit-b")
+    )
     own, wanted = ({**c["alignments"]} for c in (cfg, base))
     assert set(own) == set(wanted) and set(cfg["priors"]) == set(base["priors"])
     for name in own:
@@ -161,9 +287,13 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
             assert own[name].get(part) == wanted[name].get(part), part
         head, first = (dict(alignments[name]["projector"]) for alignments in (own, wanted))
         if method in ("sra", "sra2"):
-            assert head.pop("hidden_dim") == 2 * cfg["backbone"]["hidden_size"] and first.pop("hidden_dim")
+            assert head.pop("hidden_dim") == 2 * cfg["backbone"]["hidden_size"] and first.pop(
+                "hidden_dim"
+            )
         assert head == first
-    assert cfg.get("streams") == base.get("streams") and cfg["flow"].get("views") == base["flow"].get("views")
+    assert cfg.get("streams") == base.get("streams") and cfg["flow"].get("views") == base[
+        "flow"
+    ].get("views")
     assert cfg["resolution"] == (512 if "512px" in size else 256)
     loss = "HybridLoss" if size.startswith("dit") else "FlowMatchingLoss"
     assert cfg["flow_loss"] == {**base["flow_loss"], "type": loss}
@@ -171,50 +301,103 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
 
 def test_the_teachers_of_dit_draw_whole_steps():
     for name, block in (("sra_dit-b", 8), ("sra_dit-l", 16), ("sra_dit-xl", 16)):
-        prior = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")).priors["ema"]
+        prior = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")).parts.priors[
+            "ema"
+        ]
         assert (prior.block, prior.offset, prior.steps, prior.least) == (block, 0.2, 1000, 0.001)
 
 
-@pytest.mark.parametrize("method, weight", [("irepa", 1.0), ("sara", 1.0), ("reg", 0.5), ("dupa", 0.5), ("sra", 0.2)])
+@pytest.mark.parametrize(
+    "method, weight", [("irepa", 1.0), ("sara", 1.0), ("reg", 0.5), ("dupa", 0.5), ("sra", 0.2)]
+)
 def test_512px_targets_are_of_1024_tokens(method, weight):
     model = configs.check_config(configs.load(ROOT / "configs" / f"{method}_sit-xl_512px.py"))
     alignment = next(iter(model.alignments.values()))
-    assert model.backbone.grid == (32, 32) and alignment.tap == 8 and alignment.weight(None) == weight
-    strides = {level.stride for name in model.priors for level in model.priors[name].spec(model.backbone).values()}
-    assert strides <= {0, 16}  # of the image's pixels: 512 / 16 = 32, so the target needs no resizing
+    assert (
+        model.backbone.grid == (32, 32)
+        and alignment.tap == 8
+        and alignment.weight(Progress()) == weight
+    )
+    priors = model.parts.priors.values()
+    strides = {level.stride for prior in priors for level in prior.levels.values()}
+    assert strides <= {
+        0,
+        16,
+    }  # of the image's pixels: 512 / 16 = 32, so the target needs no resizing
 
 
-@pytest.mark.parametrize("name", ["sit-xl", "sra_dit-xl", "reg_dit-xl", "dupa_dit-xl", "reg_mmdit", "dupa_mmdit",
-                                  "dupa_sit-xl_512px"])  # fmt: skip
+def shown(value, scale, digits):
+    """A number of the cost table; nothing for zero."""
+    return f"{value / scale:.{digits}f}" if value else ""
+
+
+def pair(both, products):
+    """Multiply-accumulates with and without attention's products, in G."""
+    return f"{both / 1e9:.2f} / {(both - products) / 1e9:.2f}" if both else ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sit-xl",
+        "sra_dit-xl",
+        "reg_dit-xl",
+        "dupa_dit-xl",
+        "reg_mmdit",
+        "dupa_mmdit",
+        "dupa_sit-xl_512px",
+    ],
+)
 def test_the_cost_table_of_the_docs(name):
-    """docs/methods.md: parameters, multiply-accumulates with and without attention's products, and a training step's."""
+    """docs/methods.md: parameters, multiply-accumulates with and without attention's products, and
+    those of a training step."""
     lines = (ROOT / "docs" / "methods.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| `{name}` |") and " / " in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
     model = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py"))
-    counts, (both, products), added = parameter_counts(model), forward_macs(model.backbone), added_macs(model)
+    counts, (both, products), added = (
+        parameter_counts(model),
+        forward_macs(model.backbone),
+        added_macs(model),
+    )
     heads, teacher = (
         [sum(v[i] for part, v in added.items() if part.startswith(kind)) for i in (0, 1)]
         for kind in ("projector", "prior")
     )
     backbone = counts.pop("backbone")
     step = model.flow.views * (both - products + heads[0]) + teacher[0] - teacher[1]
-    shown = lambda value, scale, digits: f"{value / scale:.{digits}f}" if value else ""  # noqa: E731
-    pair = lambda a, b: f"{a / 1e9:.2f} / {(a - b) / 1e9:.2f}" if a else ""  # noqa: E731
-    assert cells[:6] == [shown(backbone, 1e6, 1), shown(sum(counts.values()), 1e6, 2), pair(both, products),
-                         shown(heads[0], 1e9, 2), pair(*teacher), shown(step, 1e9, 2)]  # fmt: skip
+    assert cells[:6] == [
+        shown(backbone, 1e6, 1),
+        shown(sum(counts.values()), 1e6, 2),
+        pair(both, products),
+        shown(heads[0], 1e9, 2),
+        pair(*teacher),
+        shown(step, 1e9, 2),
+    ]
 
 
 def test_multi_is_three_alignments_of_a_third():
     model = configs.check_config(configs.load(ROOT / "configs" / "static-g4_sit-b_block-3-4-8.py"))
     assert sorted(a.tap for a in model.alignments.values()) == [3, 4, 8]
-    assert len(model.priors) == 1 and len({id(a.projector) for a in model.alignments.values()}) == 3
+    assert (
+        len(model.parts.priors) == 1
+        and len({id(a.projector) for a in model.alignments.values()}) == 3
+    )
 
 
 HEADS = {  # METHODS section 12: parameters of the heads in millions
-    "repa_sit-b": 7.35, "repa_sit-l": 7.87, "repa_sit-xl": 8.13, "irepa_sit-b": 5.31, "irepa_sit-l": 7.08,
-    "irepa_sit-xl": 7.96, "sra_sit-b": 2.36, "sra_sit-l": 4.20, "sra_sit-xl": 5.31, "sra2_sit-b": 8.29,
-    "sra2_sit-xl": 18.63}  # fmt: skip
+    "repa_sit-b": 7.35,
+    "repa_sit-l": 7.87,
+    "repa_sit-xl": 8.13,
+    "irepa_sit-b": 5.31,
+    "irepa_sit-l": 7.08,
+    "irepa_sit-xl": 7.96,
+    "sra_sit-b": 2.36,
+    "sra_sit-l": 4.20,
+    "sra_sit-xl": 5.31,
+    "sra2_sit-b": 8.29,
+    "sra2_sit-xl": 18.63,
+}
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -224,14 +407,22 @@ def test_heads_have_the_published_size(name):
     assert round(count / 1e6, 2) == pytest.approx(HEADS[name], abs=0.011)
 
 
-COSTS = {  # METHODS section 12, forward GMAC of an image at XL: heads, and teachers without attention's products
-    "repa_sit-xl": (2.080, 21.94), "irepa_sit-xl": (2.038, 21.94), "sra_sit-xl": (1.36, 81.70),
-    "ahpa_sit-xl": (2.718, 0.0), "sra2_sit-xl": (4.77, 0.0)}  # fmt: skip
+# METHODS section 12, forward GMAC of an image at XL: heads, teachers without attention's products
+COSTS = {
+    "repa_sit-xl": (2.080, 21.94),
+    "irepa_sit-xl": (2.038, 21.94),
+    "sra_sit-xl": (1.36, 81.70),
+    "ahpa_sit-xl": (2.718, 0.0),
+    "sra2_sit-xl": (4.77, 0.0),
+}
 
 
 @pytest.mark.parametrize("name", COSTS)
 def test_what_alignment_adds_to_a_step(name):
     added = added_macs(configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")))
     heads = sum(both for part, (both, _) in added.items() if part.startswith("projector")) / 1e9
-    teachers = sum(both - products for part, (both, products) in added.items() if part.startswith("prior")) / 1e9
+    teachers = (
+        sum(both - products for part, (both, products) in added.items() if part.startswith("prior"))
+        / 1e9
+    )
     assert (heads, teachers) == pytest.approx(COSTS[name], abs=0.02)

@@ -1,478 +1,75 @@
-"""DiT: the discrete path, the hybrid loss and both samplers against written-out references; the backbone's layout."""
-
-import math
-import subprocess
-import sys
+"""DiT as a backbone: embedded steps, learned variance, the published layout, parameter counts."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.backbones import moved
-from support.runs import ROOT, environment, train
 
 from ahpa.backbones.layers import time_sinusoid
-from ahpa.registry import (
-    BACKBONES,
-    FLOW_LOSSES,
-    FLOWS,
-    GUIDANCES,
-    HOOKS,
-    PATHS,
-    SAMPLERS,
-    ConfigError,
-    build,
-)
-from ahpa.registry.contracts import Denoised, Noisy, Step
-from ahpa.testing import check_backbone
+from ahpa.registry import BACKBONES, ConfigError, build
+from ahpa.testing.backbones import check_backbone
 
 TINY = dict(type="DiT", depth=2, hidden_size=48, num_heads=4, num_classes=10)
 SIZES = dict(input_size=8, in_channels=4)
-BETAS = np.linspace(1e-4, 0.02, 1000)  # the references below use numpy in float64 and nothing of ahpa
-ABAR = np.array([np.prod(1 - BETAS[: i + 1]) for i in range(1000)])
-
-
-def path_of(**options):
-    return build(PATHS, dict(type="DiscretePath", **options))
-
-
-def normal_pdf(x, mean, variance):
-    return np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
-
-
-# ------------------------------------------------------------------------------------------------ path and flow
-
-
-def test_alpha_and_sigma_are_the_products_written_out():
-    t = torch.arange(1000, dtype=torch.float64) / 1000
-    torch.testing.assert_close(path_of().alpha(t), torch.from_numpy(np.sqrt(ABAR)))
-    torch.testing.assert_close(path_of().sigma(t), torch.from_numpy(np.sqrt(1 - ABAR)))
-    assert ABAR[-1] == pytest.approx(4.04e-5, rel=0.01)  # the known end of DDPM's schedule: almost pure noise
-
-
-def test_a_time_is_the_nearest_step_and_a_step_comes_back_exactly():
-    path = path_of()
-    index = torch.arange(1000)
-    assert path.time(index).dtype == torch.float32 and torch.equal(path.index(path.time(index)), index)
-    times = torch.tensor([0.0, 0.0004, 0.0006, 0.5, 0.9994, 0.9996, 1.0])
-    assert path.index(times).tolist() == [0, 0, 1, 500, 999, 999, 999]
-    assert path_of(steps=10).index(torch.tensor(0.31)).item() == 3
-
-
-def test_noising_and_its_inverse():
-    path, t = path_of(), torch.tensor([0.0, 0.25, 0.999], dtype=torch.float64)
-    x0, eps = torch.randn(2, 3, 4, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x, target = path.mix(x0, eps, t)
-    for i, index in enumerate((0, 250, 999)):
-        torch.testing.assert_close(x[i], math.sqrt(ABAR[index]) * x0[i] + math.sqrt(1 - ABAR[index]) * eps[i])
-    assert torch.equal(target, eps)
-    torch.testing.assert_close(path.to_data(x, eps, t), x0)
-    assert torch.equal(path.to_noise(x, eps, t), eps)
-    torch.testing.assert_close(path.score(x, eps, t)[1], -eps[1] / math.sqrt(1 - ABAR[250]))
-
-
-def test_the_flow_draws_steps_uniformly_from_the_generator_alone():
-    flow = build(FLOWS, dict(type="DiscreteFlow", path=dict(type="DiscretePath", steps=20)))
-    data = {"image": torch.randn(4000, 1).half(), "cls": torch.randn(4000, 2)}
-    noisy, again = (flow.sample(data, torch.Generator().manual_seed(3)) for _ in range(2))
-    steps = noisy.t * 20
-    assert noisy.t.dtype == torch.float32 and torch.equal(noisy.t, again.t)
-    torch.testing.assert_close(steps, steps.round())
-    counts = torch.bincount(steps.round().long())
-    assert len(counts) == 20 and counts.min() > 140 and counts.max() < 270  # 200 expected, sd 14
-    for name, x0 in data.items():
-        assert torch.equal(noisy.target[name], noisy.noise[name]) and noisy.x[name].dtype == torch.float32
-        assert torch.equal(noisy.x[name], again.x[name])
-        assert torch.equal(noisy.x[name], flow.path.mix(x0.float(), noisy.noise[name], noisy.t)[0])
-
-
-@pytest.mark.parametrize("index", [1, 2, 500, 999])
-def test_the_posterior_is_bayes_rule_on_a_grid(index):
-    """q(x_{i-1} | x_i, x0) is proportional to q(x_i | x_{i-1}) q(x_{i-1} | x0): its moments by brute force."""
-    schedule, x0 = path_of().schedule, 0.7
-    x = math.sqrt(ABAR[index]) * x0 - 1.3 * math.sqrt(1 - ABAR[index])
-    before = ABAR[index - 1]
-    grid = np.linspace(-8, 8, 800_001)
-    mass = normal_pdf(x, math.sqrt(1 - BETAS[index]) * grid, BETAS[index])
-    mass = mass * normal_pdf(grid, math.sqrt(before) * x0, 1 - before)
-    mass /= mass.sum()
-    mean = float((mass * grid).sum())
-    variance = float((mass * (grid - mean) ** 2).sum())
-    at, one = torch.tensor(index), torch.ones(1, dtype=torch.float64)
-    assert schedule.posterior_mean(x0 * one, x * one, at).item() == pytest.approx(mean, rel=1e-5)
-    assert schedule.over("log_small", at, one).exp().item() == pytest.approx(variance, rel=1e-3)
-    assert schedule.log_variance(-one, at).item() == pytest.approx(math.log(variance), abs=1e-3)
-    assert schedule.log_variance(one, at).item() == pytest.approx(math.log(BETAS[index]))
-    assert schedule.log_variance(0 * one, at).item() == pytest.approx(
-        (math.log(variance) + math.log(BETAS[index])) / 2, abs=1e-3
-    )
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 50, 250, 1000])
-def test_respacing_keeps_abar_at_the_kept_steps(steps):
-    kept, schedule = path_of().respaced(steps)
-    assert len(kept) == steps == schedule.steps and kept[-1] == 999 and (kept.diff() > 0).all()
-    if steps > 1:
-        assert kept[0] == 0
-        wanted = [round(i * 999 / (steps - 1)) for i in range(steps)]  # evenly spaced and rounded
-        assert kept.tolist() == wanted
-    torch.testing.assert_close(schedule.tables["abar"], torch.from_numpy(ABAR)[kept])
-    if steps == 1000:
-        torch.testing.assert_close(schedule.tables["betas"], torch.from_numpy(BETAS))
-    assert all(value.isfinite().all() for value in schedule.tables.values())
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [(dict(steps=1), "steps"), (dict(steps=2.5), "steps"), (dict(steps=True), "steps"), (dict(beta_start=0), "beta_start"),
-     (dict(beta_start=0.03), "beta_start"), (dict(beta_end=1), "beta_end"), (dict(beta_end=float("nan")), "beta_end")],
-    ids=str)  # fmt: skip
-def test_paths_that_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        path_of(**options)
-
-
-def test_paths_and_flows_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="DiscreteFlow needs a DiscretePath, got LinearPath"):
-        build(FLOWS, dict(type="DiscreteFlow", path=dict(type="LinearPath")))
-    with pytest.raises(ConfigError, match="DiscretePath fits DiscreteFlow"):
-        build(FLOWS, dict(type="Flow", path=dict(type="DiscretePath")))
-    for slope in (path_of().d_alpha, path_of().d_sigma):
-        with pytest.raises(TypeError, match="no derivative"):
-            slope(torch.zeros(1))
-
-
-# ------------------------------------------------------------------------------------------------ loss
-
-
-def bits_written_out(x0, x, eps, v, index):
-    """The bound's term of one sample, number by number, in float64: arXiv:2102.09672 eq. 4-7 and 15, DDPM eq. 7 and 13."""
-    beta, abar = BETAS[index], ABAR[index]
-    before = ABAR[index - 1] if index else 1.0
-    small = BETAS * (1 - np.append(1.0, ABAR[:-1])) / (1 - ABAR)
-    log_small = math.log(small[max(index, 1)])
-    phi = lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2)))  # noqa: E731
-    nats = []
-    for d, s, e, w in zip(x0.flatten(), x.flatten(), eps.flatten(), v.flatten(), strict=True):
-        guess = (s - math.sqrt(1 - abar) * e) / math.sqrt(abar)
-        mean, true = (
-            (math.sqrt(before) * beta * z + math.sqrt(1 - beta) * (1 - before) * s) / (1 - abar) for z in (guess, d)
-        )
-        log_variance = (w + 1) / 2 * math.log(beta) + (1 - w) / 2 * log_small
-        if index:
-            first, second = math.exp(0.5 * log_small), math.exp(0.5 * log_variance)
-            nats.append(math.log(second / first) + (first**2 + (true - mean) ** 2) / (2 * second**2) - 0.5)
-        else:
-            sd = math.exp(0.5 * log_variance)
-            high = phi((d + 1 / 255 - mean) / sd) if d <= 0.999 else 1.0
-            low = phi((d - 1 / 255 - mean) / sd) if d >= -0.999 else 0.0
-            nats.append(-math.log(max(high - low, 1e-12)))
-    return np.mean(nats) / math.log(2)
-
-
-def hybrid_step(seed=0, error=0.01, flow=None):
-    """A batch with the steps 0, 1, 37, 500 and 999, values beyond [-1, 1] among its data, and a prediction near eps."""
-    flow = flow or build(FLOWS, dict(type="DiscreteFlow"))
-    stream = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=stream)  # noqa: E731
-    index = torch.tensor([0, 1, 37, 500, 999])
-    data, eps = {"image": draw(5, 4, 4, 4)}, {"image": draw(5, 4, 4, 4)}
-    t = index.float() / 1000
-    mixed = flow.path.mix(data["image"], eps["image"], t)[0]
-    pred = torch.cat([eps["image"] + error * draw(5, 4, 4, 4), 0.5 * draw(5, 4, 4, 4)], 1).requires_grad_()
-    noisy = Noisy(x={"image": mixed}, t=t, target=eps, data=data, noise=eps)
-    return Step(batch={}, flow=flow, noisy=noisy, out=Denoised({"image": pred}, {})), index, pred
-
-
-@pytest.mark.parametrize("error", [0.01, 0.5])
-def test_the_hybrid_loss_written_out(error):
-    step, index, pred = hybrid_step(error=error)
-    out = build(FLOW_LOSSES, dict(type="HybridLoss"))(step)
-    x0, x, target = (part["image"].double().numpy() for part in (step.noisy.data, step.noisy.x, step.noisy.target))
-    eps, v = pred.detach().double().numpy()[:, :4], pred.detach().double().numpy()[:, 4:]
-    assert set(out) == {"loss_flow", "loss_flow_vlb"}
-    assert out["loss_flow"].item() == pytest.approx(np.mean((eps - target) ** 2), rel=1e-5)
-    bits = [bits_written_out(x0[i], x[i], eps[i], v[i], int(index[i])) for i in range(5)]
-    assert np.abs(x0[0]).max() > 1, "the open outermost bins are part of this test"
-    own = build(FLOW_LOSSES, dict(type="HybridLoss"))
-    each = own.bound(
-        step.flow.path, step.noisy.data["image"], step.noisy.x["image"], step.noisy.t, pred[:, :4], pred[:, 4:]
-    )
-    for value, wanted in zip(each.tolist(), bits, strict=True):
-        assert value == pytest.approx(wanted, rel=2e-3, abs=2e-5)
-    assert out["loss_flow_vlb"].item() == pytest.approx(np.mean(bits), rel=2e-3)  # 0.001 T = 1 for 1000 steps
-
-
-def test_the_weight_of_the_bound_is_lambda_times_the_steps():
-    bare = build(FLOW_LOSSES, dict(type="HybridLoss"))(hybrid_step()[0])
-    changed = build(FLOW_LOSSES, dict(type="HybridLoss", vlb_weight=0.003, weights=dict(image=2.0)))(hybrid_step()[0])
-    torch.testing.assert_close(changed["loss_flow_vlb"], 3 * bare["loss_flow_vlb"])
-    torch.testing.assert_close(changed["loss_flow"], 2 * bare["loss_flow"])
-    flow = build(FLOWS, dict(type="DiscreteFlow", path=dict(type="DiscretePath", steps=250)))
-    step = hybrid_step(flow=flow)[0]
-    loss = build(FLOW_LOSSES, dict(type="HybridLoss"))
-    pred, noisy = step.out.pred["image"], step.noisy
-    bits = loss.bound(flow.path, noisy.data["image"], noisy.x["image"], noisy.t, pred[:, :4], pred[:, 4:])
-    torch.testing.assert_close(loss(step)["loss_flow_vlb"], 0.25 * bits.mean())
-
-
-def test_each_term_trains_its_own_half():
-    for term, trained, still in (("loss_flow", slice(0, 4), slice(4, 8)), ("loss_flow_vlb", slice(4, 8), slice(0, 4))):
-        step, _, pred = hybrid_step(error=0.1)
-        build(FLOW_LOSSES, dict(type="HybridLoss"))(step)[term].backward()
-        assert pred.grad.isfinite().all() and (pred.grad[:, still] == 0).all()
-        assert (pred.grad[1:, trained] != 0).any(1).all(), f"{term} must reach its own channels"
-
-
-def test_the_gradient_of_the_variance_is_the_written_out_ones():
-    step, index, pred = hybrid_step(error=0.1)
-    build(FLOW_LOSSES, dict(type="HybridLoss"))(step)["loss_flow_vlb"].backward()
-    arrays = [step.noisy.data["image"], step.noisy.x["image"], pred.detach()[:, :4], pred.detach()[:, 4:]]
-    x0, x, eps, v = (part.double().numpy() for part in arrays)
-    inside = np.argwhere(np.abs(x0[0]) < 0.9)[0]  # at step 0, a closed bin
-    for i, place in [(0, tuple(inside)), (1, (0, 0, 0)), (2, (1, 2, 3)), (4, (3, 3, 3))]:
-        values = []
-        for shift in (1e-4, -1e-4):
-            shifted = v[i].copy()
-            shifted[place] += shift
-            values.append(bits_written_out(x0[i], x[i], eps[i], shifted, int(index[i])))
-        slope = (values[0] - values[1]) / 2e-4 / 5
-        assert pred.grad[i, 4:][place].item() == pytest.approx(slope, rel=5e-3, abs=1e-8)
-
-
-def test_the_bound_is_least_at_the_true_variance():
-    """For the true eps, KL >= 0 with 0 at v = -1, which is beta_tilde."""
-    step, _, _ = hybrid_step()
-    noisy, loss = step.noisy, build(FLOW_LOSSES, dict(type="HybridLoss"))
-    exact, ones = noisy.noise["image"], torch.ones(5, 4, 4, 4)
-    part = lambda v: loss.bound(step.flow.path, noisy.data["image"], noisy.x["image"], noisy.t, exact, v)[1:]  # noqa: E731
-    assert part(-ones).abs().max() < 1e-4
-    assert (part(0 * ones)[:2] > part(-ones)[:2]).all() and (part(ones)[:2] > part(0 * ones)[:2]).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_the_hybrid_loss_is_computed_in_full_precision(dtype):
-    full = build(FLOW_LOSSES, dict(type="HybridLoss"))(hybrid_step()[0])
-    with torch.autocast("cpu", dtype=dtype):
-        out = build(FLOW_LOSSES, dict(type="HybridLoss"))(hybrid_step()[0])
-    for name, value in full.items():
-        assert out[name].dtype == torch.float32 and torch.equal(out[name], value)
-
-
-def test_parts_that_do_not_fit_the_hybrid_loss():
-    loss = build(FLOW_LOSSES, dict(type="HybridLoss"))
-    step, _, pred = hybrid_step()
-    step.flow = build(FLOWS, dict(type="Flow"))
-    with pytest.raises(ValueError, match="DiscreteFlow.*got Flow"):
-        loss(step)
-    step, _, pred = hybrid_step()
-    step.out = Denoised({"image": pred[:, :4]}, {})
-    with pytest.raises(ValueError, match="learn_sigma=True.*8 channels.*4"):
-        loss(step)
-    with pytest.raises(ConfigError, match="vlb_weight"):
-        build(FLOW_LOSSES, dict(type="HybridLoss", vlb_weight=-1))
-
-
-# ------------------------------------------------------------------------------------------------ samplers
-
-
-def exact_noise(x, t, mean, std):
-    """E[eps | x] for data N(mean, std^2): sigma (x - alpha mean) / (alpha^2 std^2 + sigma^2)."""
-    abar = ABAR[round(float(t) * 1000)]
-    return math.sqrt(1 - abar) * (x - math.sqrt(abar) * mean) / (abar * std**2 + 1 - abar)
-
-
-def draw(name, steps, *, mean, std, v=None, count=20_000):
-    """From noise with the exact eps of a Gaussian -> (samples, the times of the model's calls)."""
-    stream, calls = torch.Generator().manual_seed(1), []
-    normal = lambda: torch.randn(count, 1, generator=stream, dtype=torch.float64)  # noqa: E731
-
-    def model(x, t):
-        assert t.ndim == 0 and t.dtype == torch.float32
-        calls.append(float(t))
-        eps = exact_noise(x["image"], t, mean, std)
-        return {"image": eps if v is None else torch.cat([eps, torch.full_like(eps, v)], 1)}
-
-    start = normal()
-    out = SAMPLERS.get(name)(model, {"image": start}, steps=steps, path=path_of(), noise=lambda x: {"image": normal()})
-    assert out["image"].shape == (count, 1)
-    return out["image"], calls
-
-
-def ancestral_moments(steps, mean, std, v):
-    """Mean and variance at the end of the same chain, by its linear recursion in float64."""
-    kept = [round(i * 999 / (steps - 1)) for i in range(steps)]
-    m, var = 0.0, 1.0
-    for i in reversed(range(steps)):
-        abar, before = ABAR[kept[i]], ABAR[kept[i - 1]] if i else 1.0
-        alpha = abar / before
-        gain = math.sqrt(1 - abar) / (abar * std**2 + 1 - abar)  # eps = gain (x - sqrt(abar) mean)
-        slope = (1 - (1 - alpha) / math.sqrt(1 - abar) * gain) / math.sqrt(alpha)  # DDPM eq. 11
-        shift = (1 - alpha) / math.sqrt(1 - abar) * gain * math.sqrt(abar) * mean / math.sqrt(alpha)
-        m, var = slope * m + shift, slope**2 * var
-        if i:
-            small = (1 - before) / (1 - abar) * (1 - alpha)
-            var += small ** ((1 - v) / 2) * (1 - alpha) ** ((1 + v) / 2)
-    return m, var
-
-
-@pytest.mark.parametrize("steps, v", [(250, None), (250, -1.0), (50, 0.3), (50, 1.0), (10, None)], ids=str)
-def test_the_ancestral_sampler_on_gaussian_data(steps, v):
-    out, calls = draw("ddpm", steps, mean=0.8, std=0.6, v=v)
-    m, var = ancestral_moments(steps, 0.8, 0.6, -1.0 if v is None else v)
-    assert float(out.mean()) == pytest.approx(m, abs=0.015) and float(out.var()) == pytest.approx(var, rel=0.04)
-    if steps == 250:  # and many steps end in the data
-        assert m == pytest.approx(0.8, abs=0.01) and math.sqrt(var) == pytest.approx(0.6, rel=0.03)
-    assert (
-        len(calls) == steps and calls[0] == pytest.approx(0.999) and calls[-1] == 0.0 and calls == sorted(calls)[::-1]
-    )
-
-
-def test_the_variance_of_a_step_is_the_learned_one():
-    """Two steps from a known state: the noise of the first is scaled by exp(log variance / 2), the last adds none."""
-    path, x = path_of(), torch.tensor([[0.3, -0.7]], dtype=torch.float64).reshape(1, 2, 1, 1)
-    v = torch.tensor([0.5, -0.25], dtype=torch.float64).reshape(1, 2, 1, 1)
-    kick, states = torch.tensor([1.5, -2.0], dtype=torch.float64).reshape(1, 2, 1, 1), []
-
-    def model(s, t):
-        states.append(s["image"])
-        return {"image": torch.cat([0.2 * s["image"], v], 1)}
-
-    out = SAMPLERS.get("ddpm")(model, {"image": x}, steps=2, path=path, noise=lambda s: {"image": kick})["image"]
-    beta = 1 - ABAR[999] / ABAR[0]
-    small = (1 - ABAR[0]) / (1 - ABAR[999]) * beta
-    deviation = torch.exp(0.5 * ((v + 1) / 2 * math.log(beta) + (1 - v) / 2 * math.log(small)))
-    mean = (x - beta / math.sqrt(1 - ABAR[999]) * 0.2 * x) / math.sqrt(1 - beta)  # DDPM eq. 11
-    torch.testing.assert_close(states[1], mean + deviation * kick)
-    torch.testing.assert_close(out, (1 - math.sqrt(BETAS[0]) * 0.2) / math.sqrt(1 - BETAS[0]) * states[1])
-
-
-@pytest.mark.parametrize("steps", [1, 2, 50])
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_a_point_mass_is_reached_exactly(name, steps):
-    """The last step takes x0 as it is (abar_{-1} = 1), which is the point whatever came before."""
-    out, _ = draw(name, steps, mean=-1.3, std=0.0, count=50)
-    torch.testing.assert_close(out, torch.full_like(out, -1.3))
-
-
-def test_ddim_is_deterministic_and_follows_its_ode():
-    first, again = (draw("ddim", 20, mean=0.8, std=0.6, count=500)[0] for _ in range(2))
-    assert torch.equal(first, again)
-    stream = torch.Generator().manual_seed(1)
-    start = torch.randn(500, 1, generator=stream, dtype=torch.float64)
-    errors = [
-        float((draw("ddim", n, mean=0.8, std=0.6, count=500)[0] - (0.8 + 0.6 * start)).abs().max()) for n in (20, 500)
-    ]
-    assert errors[1] < 0.02 < errors[0]  # the ODE maps N(0, 1) to the data by a line
-    x, kept = 0.9, [0, 500, 999]
-    for index, before in ((999, ABAR[500]), (500, ABAR[0]), (0, 1.0)):  # by hand (arXiv:2010.02502 eq. 12)
-        eps = 0.3 * x
-        x = (
-            math.sqrt(before) * (x - math.sqrt(1 - ABAR[index]) * eps) / math.sqrt(ABAR[index])
-            + math.sqrt(1 - before) * eps
-        )
-    out = SAMPLERS.get("ddim")(lambda s, t: {"a": 0.3 * s["a"]}, {"a": torch.full((1, 1), 0.9, dtype=torch.float64)}, steps=3,
-                               path=path_of(), noise=None)  # fmt: skip
-    assert path_of().respaced(3)[0].tolist() == kept and out["a"].item() == pytest.approx(x, rel=1e-9)
-
-
-def test_latents_are_not_clipped():
-    for name in ("ddpm", "ddim"):
-        out, _ = draw(name, 20, mean=7.0, std=0.0, count=10)
-        torch.testing.assert_close(out, torch.full_like(out, 7.0))
-
-
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_calls_that_are_refused(name):
-    x = {"image": torch.zeros(1, 4, 2, 2)}
-    sampler, keep = SAMPLERS.get(name), lambda s, t: s
-    for steps in (0, 1001):
-        with pytest.raises(ValueError, match=f"{name}.*1 and 1000.*{steps}"):
-            sampler(keep, x, steps=steps, path=path_of(), noise=lambda s: s)
-    with pytest.raises(ValueError, match="DiscretePath, got LinearPath"):
-        sampler(keep, x, steps=3, path=build(PATHS, dict(type="LinearPath")), noise=lambda s: s)
-    with pytest.raises(ValueError, match="3 channels; 4 or 8"):
-        sampler(lambda s, t: {"image": s["image"][:, :3]}, x, steps=3, path=path_of(), noise=lambda s: s)
-
-
-# ------------------------------------------------------------------------------------------------ guidance
-
-
-@pytest.mark.parametrize("channels, guided", [(None, 4), (3, 3), (1, 1), (4, 4)])
-@pytest.mark.parametrize("predicted", [4, 8])
-def test_guided_channels(channels, guided, predicted):
-    """The model says its condition in every channel: 2 for the class, 10 for null; the rest keeps the class's."""
-    model = lambda x, t, cond: {"image": cond.float()[:, None, None, None].expand(-1, predicted, 2, 2)}  # noqa: E731
-    make = GUIDANCES.get("classifier-free")
-    velocity = make(model, torch.tensor([2]), torch.tensor([10]), 1.5, channels=channels)
-    out = velocity({"image": torch.zeros(1, 4, 2, 2)}, torch.tensor(0.5))["image"]
-    assert out[0, :, 0, 0].tolist() == [10 + 1.5 * (2 - 10)] * guided + [2.0] * (predicted - guided)
-
-
-def test_channels_limit_the_image_alone():
-    model = lambda x, t, cond: {k: cond.float().reshape(-1, 1).expand(-1, v.shape[1]) for k, v in x.items()}  # noqa: E731
-    velocity = GUIDANCES.get("classifier-free")(model, torch.tensor([2]), torch.tensor([10]), 1.5, channels=2)
-    out = velocity({"image": torch.zeros(1, 4), "cls": torch.zeros(1, 5)}, torch.tensor(0.5))
-    assert out["image"][0].tolist() == [-2, -2, 2, 2] and out["cls"][0].tolist() == [-2] * 5
-
-
-@pytest.mark.parametrize("channels", [0, -1, 2.0, True, 5])
-def test_channels_that_are_refused(channels):
-    model = lambda x, t, cond: {"image": torch.zeros(2, 8, 2, 2)}  # noqa: E731
-    with pytest.raises(ConfigError, match="cfg_channels"):
-        velocity = GUIDANCES.get("classifier-free")(
-            model, torch.tensor([2]), torch.tensor([10]), 1.5, channels=channels
-        )
-        velocity({"image": torch.zeros(1, 4, 2, 2)}, torch.tensor(0.5))
-
-
-def test_the_hook_says_its_guidance_and_refuses_mistakes():
-    hook = build(HOOKS, dict(type="SampleGrids", cfg_channels=3, cfg_scale=1.5))
-    assert hook.guidance() == " --cfg-scale 1.5 --cfg-interval 0.0 1.0 --cfg-channels 3"
-    assert "channels" not in build(HOOKS, dict(type="SampleGrids")).guidance()
-    with pytest.raises(ConfigError, match="cfg_channels"):
-        build(HOOKS, dict(type="SampleGrids", cfg_channels=0))
-
-
-# ------------------------------------------------------------------------------------------------ backbone
 
 
 def tiny(**changes):
     return moved(TINY, **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(learn_sigma=False), dict(qk_norm=True), dict(patch_size=4)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, dict(learn_sigma=False), dict(qk_norm=True), dict(patch_size=4)], ids=str
+)
 def test_contract(changes):
     check_backbone({**TINY, **changes})
 
 
 def test_whole_steps_are_embedded_exactly():
-    model, index = tiny(), torch.arange(1000)
-    assert torch.equal(model.steps_of(path_of().time(index)), index.float())
-    seen = []
+    """Step i of 1000 has the time t = i / 1000, in float32."""
+    index = torch.arange(1000)
+    assert torch.equal(tiny().time_input(index.float() / 1000), index.float())
+
+
+def test_the_sinusoid_of_the_steps_written_out():
+    model, seen = tiny(), []
     model.t_embedder.mlp[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model({"image": torch.zeros(3, 4, 8, 8)}, torch.tensor([0.0, 0.037, 0.999]), torch.zeros(3, dtype=torch.long))
+    x, label = {"image": torch.zeros(3, 4, 8, 8)}, torch.zeros(3, dtype=torch.long)
+    model(x, torch.tensor([0.0, 0.037, 0.999]), label)
     steps = np.array([0, 37, 999])[:, None] * 10000.0 ** (-np.arange(128) / 128)
     wanted = np.concatenate([np.cos(steps), np.sin(steps)], 1)
     np.testing.assert_allclose(seen[0].numpy(), wanted, atol=1e-3)  # float32 angles up to 999
     assert torch.equal(seen[0], time_sinusoid(torch.tensor([0, 37, 999])))
 
 
-def test_sit_embeds_the_raw_time_and_a_small_scale_is_not_rounded():
+def test_times_per_token_are_rounded_to_steps():
+    t = torch.rand(2, 16)
+    assert torch.equal(tiny().time_input(t), (t * 1000).round())
+
+
+def test_sit_embeds_the_raw_time():
     t = torch.rand(5)
-    assert build(BACKBONES, {**TINY, "type": "SiT"}, **SIZES).steps_of(t) is t
-    assert torch.equal(tiny(time_scale=0.5).steps_of(t), t * 0.5)
+    assert build(BACKBONES, {**TINY, "type": "SiT"}, **SIZES).time_input(t) is t
+
+
+def test_a_small_scale_is_not_rounded():
+    t = torch.rand(5)
+    assert torch.equal(tiny(time_scale=0.5).time_input(t), t * 0.5)
+
+
+def test_a_scale_of_zero_is_refused():
     with pytest.raises(ConfigError, match="time_scale"):
         tiny(time_scale=0)
 
 
 def test_the_output_is_the_prediction_and_then_the_variance():
-    """Every patch's p*p*2C numbers end in their places: the first C channels before the others, checked by a bias."""
+    """Each of a patch's p*p*2C outputs is put in its place, the first C channels before the others;
+    shown by a bias that counts."""
     model = tiny()
     with torch.no_grad():
         model.final_layer.linear.weight.zero_()
         model.final_layer.linear.bias.copy_(torch.arange(32.0))
-    out = model({"image": torch.zeros(1, 4, 8, 8)}, torch.zeros(1), torch.zeros(1, dtype=torch.long)).pred["image"]
+    x, label = {"image": torch.zeros(1, 4, 8, 8)}, torch.zeros(1, dtype=torch.long)
+    out = model(x, torch.zeros(1), label).pred["image"]
     assert out.shape == (1, 8, 8, 8)
     for row in range(8):
         for column in range(8):
@@ -481,95 +78,39 @@ def test_the_output_is_the_prediction_and_then_the_variance():
 
 
 def test_keys_and_shapes_of_the_published_layout():
-    block = {"attn.qkv": (144, 48), "attn.proj": (48, 48), "mlp.fc1": (192, 48), "mlp.fc2": (48, 192),
-             "adaLN_modulation.1": (288, 48)}  # fmt: skip
+    block = {
+        "attn.qkv": (144, 48),
+        "attn.proj": (48, 48),
+        "mlp.fc1": (192, 48),
+        "mlp.fc2": (48, 192),
+        "adaLN_modulation.1": (288, 48),
+    }
     weights = {f"blocks.{i}.{name}": shape for i in range(3) for name, shape in block.items()}
-    weights |= {"x_embedder.proj": (48, 4, 2, 2), "t_embedder.mlp.0": (48, 256), "t_embedder.mlp.2": (48, 48),
-                "final_layer.linear": (32, 48), "final_layer.adaLN_modulation.1": (96, 48)}  # fmt: skip
+    weights |= {
+        "x_embedder.proj": (48, 4, 2, 2),
+        "t_embedder.mlp.0": (48, 256),
+        "t_embedder.mlp.2": (48, 48),
+        "final_layer.linear": (32, 48),
+        "final_layer.adaLN_modulation.1": (96, 48),
+    }
     wanted = {f"{name}.weight": shape for name, shape in weights.items()}
     wanted |= {f"{name}.bias": shape[:1] for name, shape in weights.items()}
     wanted["y_embedder.embedding_table.weight"] = (11, 48)
     model = tiny(depth=3)
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == wanted
-    assert model.pos_embed.shape == (1, 16, 48)  # the published file's one other entry, which is computed here
+    assert model.pos_embed.shape == (1, 16, 48)  # in the published file, computed here
 
 
 def test_the_parameters_of_the_paper():
-    """675.13 M of DiT-XL/2: SiT's 674.82 M, 16 more outputs of 1152 weights and a bias, and the positions it counts."""
+    """675.13 M of DiT-XL/2: SiT's 674.82 M, 16 more outputs of 1152 weights and a bias, and the
+    positions, which the paper counts."""
+    cfg = dict(type="DiT", depth=28, hidden_size=1152, num_heads=16)
     with torch.device("meta"):
-        model = build(
-            BACKBONES, dict(type="DiT", depth=28, hidden_size=1152, num_heads=16), input_size=32, in_channels=4
-        )
+        model = build(BACKBONES, cfg, input_size=32, in_channels=4)
     d, own = 1152, sum(p.numel() for p in model.parameters())
-    block = (3 * d * d + 3 * d) + (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d) + (6 * d * d + 6 * d)
-    ends = (16 * d + d) + (256 * d + d + d * d + d) + 1001 * d + (2 * d * d + 2 * d) + (32 * d + 32)
+    block = (3 * d * d + 3 * d) + (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d)
+    block += 6 * d * d + 6 * d
+    ends = (16 * d + d) + (256 * d + d + d * d + d) + 1001 * d + (2 * d * d + 2 * d)
+    ends += 32 * d + 32
     assert own == 28 * block + ends == 674_834_720
     assert (own + 256 * d) / 1e6 == pytest.approx(675.13, abs=0.005)
-
-
-# ------------------------------------------------------------------------------------------------ a run
-
-
-def sample(*arguments):
-    return subprocess.run([sys.executable, "tools/sample.py", *map(str, arguments)], capture_output=True, text=True,
-                          cwd=ROOT, env=environment())  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dit")
-    done = train(folder, iters=3, config="configs/dit-b.py")
-    assert "--cfg-channels 3" in done.stdout, "the printed command guides as the grids are guided"
-    return folder
-
-
-@pytest.mark.parametrize("sampler", [(), ("--sampler", "ddpm"), ("--sampler", "ddim", "--cfg-channels", 3)], ids=str)
-def test_samples_from_a_checkpoint(run, tmp_path, sampler):
-    out = tmp_path / "grid.png"
-    done = sample(run, "--num", 4, "--classes", 3, 7, "--steps", 3, "--cfg-scale", 1.5, *sampler, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert Image.open(out).size == (2 * 66 + 2, 2 * 66 + 2)
-
-
-def test_ddpm_and_ddim_and_the_guided_channels_differ(run):
-    from ahpa.engine.inference import Generator
-
-    generator = Generator.load(run)
-    torch.manual_seed(0)
-    with torch.no_grad():  # three steps of training leave the classes alike: part them
-        generator.backbone.y_embedder.embedding_table.weight.normal_(std=3)
-        for p in generator.backbone.final_layer.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    images = {}
-    for sampler in ("ddpm", "ddim"):
-        for channels in (None, 1, 4):
-            images[sampler, channels] = generator.sample(
-                [1, 2], sampler=sampler, steps=5, cfg_scale=4.0, cfg_channels=channels
-            )
-        assert torch.equal(images[sampler, None], images[sampler, 4])
-        assert not torch.equal(images[sampler, None], images[sampler, 1])
-    assert not torch.equal(images["ddpm", None], images["ddim", None])
-    assert torch.equal(images["ddpm", None], generator.sample([1, 2], steps=5, cfg_scale=4.0)), "ddpm is the default"
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [(("--sampler", "euler"), "'euler' does not fit the DiscreteFlow"), (("--steps", 1001), "between 1 and 1000"),
-     (("--cfg-channels", 9, "--cfg-scale", 2), "cfg_channels: 9"), (("--cfg-scale", -1), "cfg_scale")],
-    ids=str)  # fmt: skip
-def test_mistakes_at_the_command_line(run, arguments, message):
-    done = sample(run, "--num", 1, "--steps", 2, *arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    if "euler" in arguments:
-        assert "ddim, ddpm" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "option, message",
-    [("hooks.samples.sampler=euler", "'euler' does not fit the DiscreteFlow"), ("hooks.samples.cfg_channels=9", "got 9"),
-     ("model.flow_loss.vlb_weight=-1", "vlb_weight"), ("model.backbone.learn_sigma=False", "learn_sigma=True")],
-    ids=str)  # fmt: skip
-def test_mistakes_in_the_config_end_a_run_at_its_start(tmp_path, option, message):
-    done = train(tmp_path, check=False, iters=3, config="configs/dit-b.py", options=[option])
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert "iter 1/" not in done.stdout

@@ -16,15 +16,16 @@ from PIL import Image
 from support.poison import BadGradient
 from support.runs import ROOT, TINY, scalars, stable
 from test_configs import arguments
-from torch import Tensor
+from torch import Tensor, nn
 
-from ahpa import cli
+from ahpa.cli import train as cli
 from ahpa.data.shapes import ShapesDataset
 from ahpa.engine import checkpoint
-from ahpa.engine.inference import Generator
-from ahpa.engine.pictures import grid
+from ahpa.engine.inference import load_generator
+from ahpa.engine.pictures import make_grid
 from ahpa.engine.runner import AlignmentRunner
 from ahpa.losses.flow import FlowMatchingLoss
+from ahpa.registry.contracts import Losses
 
 Weights = dict[str, Tensor]
 LR = 0.5
@@ -49,31 +50,31 @@ class ProbeLoss(FlowMatchingLoss):
     """Flow matching that records every micro-batch; `change` may then spoil the loss."""
 
     def __init__(self, change: Callable[[Tensor, int], Tensor] | None = None):
-        super().__init__()
+        nn.Module.__init__(self)
+        self.weights = {}
         self.change = change
         self.seen: list[MicroBatch] = []
+        self.trained: dict[str, nn.Parameter] = {}  # a dict: no submodule, no state
 
-    def bind(self, *, flow, backbone) -> None:
-        super().bind(flow=flow, backbone=backbone)
-        self.trained = dict(backbone.named_parameters())  # a dict: no submodule, no state
-
-    def forward(self, step):
-        loss = super().forward(step)["loss_flow"]
+    def forward(self, view):
+        (term,) = super().forward(view).terms
+        loss = term.value
         weights = list(self.trained.values())
         found = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
         self.seen.append(
             MicroBatch(
-                iteration=step.iteration,
-                progress=step.progress,
-                index=step.batch["index"].tolist(),
-                images=step.images.clone(),
-                t=step.noisy.t.clone(),
-                noise=step.noisy.noise["image"].clone(),
+                iteration=view.progress.iteration,
+                progress=view.progress.share,
+                index=view.clean.batch["index"].tolist(),
+                images=view.clean.images.clone(),
+                t=view.noised.t.clone(),
+                noise=view.noised.noise["image"].clone(),
                 loss=loss.detach(),
                 gradient=dict(zip(self.trained, found, strict=True)),
             )
         )
-        return {"loss_flow": self.change(loss, len(self.seen) - 1) if self.change else loss}
+        changed = self.change(loss, len(self.seen) - 1) if self.change else loss
+        return Losses((term._replace(value=changed),))
 
 
 @dataclass
@@ -102,22 +103,26 @@ def run(
     resume: bool = False,
 ) -> Run:
     """Trains `iters` optimiser steps of a tiny demo with a checkpoint after each of them."""
-    every = ["hooks.samples.interval=1000", "hooks.checkpoints.interval=1"]
+    every = ["hooks.samples.interval=1000", "checkpoints.interval=1"]
     cfg = cli.training_config(
         arguments(
             ROOT / "configs" / f"{config}.py",
             demo=True,
             work_dir=str(folder),
             max_iters=iters,
-            cfg_options=[*TINY, *every, "hooks.checkpoints.keep=100", *options],
+            cfg_options=[*TINY, *every, "checkpoints.keep=100", *options],
         )
     )
     if probe is not None:
         cfg["model"]["flow_loss"] = probe
     runner = AlignmentRunner.from_config(cfg, resume=resume)
-    network = runner.plain_model
+    network = runner.net
+    if probe is not None:
+        probe.flow = network.flow
+        probe.trained = dict(network.backbone.named_parameters())
     models = [{name: value.clone() for name, value in network.state_dict().items()}]
-    averages = [{name: value.clone() for name, value in network.ema.state_dict().items()}]
+    average = network.parts.ema.backbone.state_dict()
+    averages = [{name: value.clone() for name, value in average.items()}]
     runner.train()
     for _, path in checkpoint.list_checkpoints(folder / "checkpoints"):
         state = checkpoint.load(path)
@@ -176,9 +181,9 @@ def test_sample_grids_show_the_ema(tmp_path):
         shown = np.asarray(image)
     pages = {}
     for weights in ("ema", "model"):
-        generator = Generator.load(done.folder, weights=weights)
+        generator = load_generator(done.folder, weights=weights)
         images = generator.sample([0, 0, 9, 9], steps=2, seed=0)
-        pages[weights] = np.asarray(grid(images, columns=2))
+        pages[weights] = np.asarray(make_grid(images, columns=2))
     width = pages["ema"].shape[1]  # captions stand left of it
     assert np.array_equal(shown[:, -width:], pages["ema"])
     assert not np.array_equal(pages["model"], pages["ema"])
@@ -199,8 +204,8 @@ def test_a_step_follows_the_mean_gradient_of_its_micro_batches(tmp_path, count):
         gradient = {k: mean([m.gradient[k] for m in micros]) for k in probe.trained}
         before, after = done.backbone[step], done.backbone[step + 1]
         assert_close(after, {k: before[k] - LR * gradient[k] for k in gradient})
-        assert done.log[step]["loss_flow"] == pytest.approx(float(mean([m.loss for m in micros])))
-        assert done.log[step]["loss"] == pytest.approx(done.log[step]["loss_flow"])
+        assert done.log[step]["loss/flow"] == pytest.approx(float(mean([m.loss for m in micros])))
+        assert done.log[step]["loss"] == pytest.approx(done.log[step]["loss/flow"])
         assert done.log[step]["grad_norm"] == pytest.approx(norm(gradient), rel=1e-4)
 
 
@@ -280,8 +285,8 @@ def test_logged_means_leave_skipped_steps_out(tmp_path, kind):
     (record,) = done.log
     kept = [micro for number, micro in enumerate(probe.seen) if number != 1]
     assert len(kept) == 3 and record["skipped_steps"] == 1
-    assert record["loss_flow"] == pytest.approx(sum(float(micro.loss) for micro in kept) / 3)
-    assert record["loss"] == pytest.approx(record["loss_flow"])
+    assert record["loss/flow"] == pytest.approx(sum(float(micro.loss) for micro in kept) / 3)
+    assert record["loss"] == pytest.approx(record["loss/flow"])
     assert record["grad_norm"] == pytest.approx(sum(norm(m.gradient) for m in kept) / 3, rel=1e-4)
 
 
@@ -291,7 +296,7 @@ def test_a_log_line_is_the_mean_since_the_line_before(tmp_path):
     losses = [float(micro.loss) for micro in probe.seen]
     assert [record["iteration"] for record in done.log] == [2, 4, 5]
     expected = [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
-    assert [record["loss_flow"] for record in done.log] == pytest.approx(expected)
+    assert [record["loss/flow"] for record in done.log] == pytest.approx(expected)
 
 
 def test_only_bad_steps_in_a_row_stop_a_run(tmp_path):
@@ -308,7 +313,7 @@ def test_a_schedule_sees_the_share_of_steps_already_done(tmp_path):
     """A weight that falls from 1 to 0 in four steps is 1, 3/4, 1/2 and 1/4 in them."""
     weight = "model.alignments.main.weight=dict(type='LinearSchedule', start=1.0, end=0.0)"
     done = run(tmp_path, weight, iters=4, config="ahpa_sit-b")
-    shares = [record["loss_main_cosine"] / record["main/cosine"] for record in done.log]
+    shares = [record["loss/main/cosine"] / record["main/cosine"] for record in done.log]
     assert shares == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
@@ -322,7 +327,8 @@ def test_images_are_scaled_to_the_unit_range(tmp_path):
     probe = ProbeLoss()
     run(tmp_path, "train_dataloader.dataset.length=4", iters=1, probe=probe)
     (micro,) = probe.seen
-    pixels = torch.stack([ShapesDataset(length=4)[index]["image"] for index in micro.index])
+    dataset = ShapesDataset(resolution=64, length=4)
+    pixels = torch.stack([dataset[index]["image"] for index in micro.index])
     torch.testing.assert_close(micro.images, pixels / 255)
 
 

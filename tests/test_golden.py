@@ -1,6 +1,7 @@
-"""Golden loss curves: 20 steps on the CPU in float32 of the main methods. A refactor must give the same losses.
+"""Golden loss curves: 20 float32 steps of the main methods on the CPU, which a refactor must keep.
 
-Written by `python tests/test_golden.py` (into tests/golden.json); do so only for a change that is meant to change them.
+Written by `python tests/test_golden.py` into tests/golden.json; run it only for a change that is
+meant to change the curves.
 """
 
 import json
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from ahpa.data.shapes import ShapesDataset
-from ahpa.engine.loop import noise_seed
-from ahpa.engine.optim import AlignmentOptimWrapper
-from ahpa.registry import MODELS, build
+from ahpa.engine.assembly import build_model
+from ahpa.engine.dryrun import train_step
+from ahpa.engine.optimiser import Optimiser
+from ahpa.registry.contracts import Progress
+from ahpa.registry.seeds import mix_seed
 
 FILE = Path(__file__).with_name("golden.json")
+BACKBONE = {"type": "SiT", "depth": 3, "hidden_size": 64, "num_heads": 2, "num_classes": 10}
 AHPA = dict(tap=2, source="vae", weight=1.0)
 METHODS = {
     "vanilla": {},
@@ -24,26 +28,40 @@ METHODS = {
     "AHPA table": dict(main=dict(AHPA, router=dict(type="LUTRouter", groups="4/4"))),
     "AHPA attention": dict(main=dict(AHPA, router=dict(type="AttentionRouter", groups="4/4"))),
     "AHPA content": dict(main=dict(AHPA, router=dict(type="ContentRouter", groups="4/4"))),
-    "AHPA smooth L1": dict(main=dict(AHPA, router=dict(type="MLPRouter"), criteria=dict(l1=dict(type="SmoothL1Loss")))),
-    "multi": {f"b{tap}": dict(AHPA, tap=tap, weight=1 / 3, router=dict(type="StaticRouter")) for tap in (1, 2, 3)},
+    "AHPA smooth L1": dict(
+        main=dict(AHPA, router=dict(type="MLPRouter"), criteria=dict(l1=dict(type="SmoothL1Loss")))
+    ),
+    "multi": {
+        f"b{tap}": dict(AHPA, tap=tap, weight=1 / 3, router=dict(type="StaticRouter"))
+        for tap in (1, 2, 3)
+    },
 }
 
 
 def curve(name):
-    """The total loss of 20 steps of batch 4."""
+    """Return the total losses of 20 steps of batch 4."""
     torch.manual_seed(0)
-    model = build(MODELS, dict(
-        type="AlignedDenoiser", resolution=64, tokenizer=dict(type="KLAutoencoder", source="bundled"),
-        backbone=dict(type="SiT", depth=3, hidden_size=64, num_heads=2, num_classes=10),
-        priors=dict(vae=dict(type="VAETaps")), alignments=METHODS[name], ema=0.99))  # fmt: skip
-    wrapper = AlignmentOptimWrapper(optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True))
-    data, losses = ShapesDataset(length=80), []
+    model = build_model(
+        {
+            "resolution": 64,
+            "tokenizer": {"type": "KLAutoencoder", "source": "bundled"},
+            "backbone": BACKBONE,
+            "priors": {"vae": {"type": "VAETaps"}},
+            "alignments": METHODS[name],
+            "ema": 0.99,
+        }
+    )
+    model.parts.load()
+    # One group, which decays biases and norms too: what the curves were written with.
+    optimiser = Optimiser(optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True))
+    data = ShapesDataset(resolution=64, length=80)
+    losses = []
     for step in range(20):
-        batch = torch.utils.data.default_collate([data[4 * step + i] for i in range(4)])
-        values = model.train_step({**batch, "noise_seed": noise_seed(0, 0, step, 0)}, optim_wrapper=wrapper)
-        wrapper.zero_grad()
-        model.update_ema()
-        losses.append(round(float(values["loss"].detach()), 6))
+        items = [data[4 * step + i] for i in range(4)]
+        batch = torch.utils.data.default_collate(items)
+        seed = mix_seed(0, 0, step, 0)
+        done = train_step(model, optimiser, batch, seed=seed, progress=Progress(step, 20))
+        losses.append(round(float(done.total.detach()), 6))
     return losses
 
 

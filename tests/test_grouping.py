@@ -1,7 +1,8 @@
-"""Which levels form which group: the forms of `groups`, on the 15 levels of Stable Diffusion's encoder."""
+"""Which levels form which group: the forms of `groups`, on Stable Diffusion's 15 levels."""
 
 import pytest
 
+from ahpa.registry import ConfigError
 from ahpa.registry.contracts import LevelSpec
 from ahpa.routers import resolve_groups
 
@@ -29,7 +30,10 @@ def span(first, last):
         ("G3", {"mid": span(7, 10)}),
         ("G4", {"deep": span(11, 14)}),
         ("G3+G4", {"mid": span(7, 10), "deep": span(11, 14)}),
-        ("G1+G2+G3+G4", {"g1": span(0, 3), "g2": span(4, 6), "mid": span(7, 10), "deep": span(11, 14)}),
+        (
+            "G1+G2+G3+G4",
+            {"g1": span(0, 3), "g2": span(4, 6), "mid": span(7, 10), "deep": span(11, 14)},
+        ),
         ({"low": ["l0", 2], "high": [13, "l14"]}, {"low": ("l0", "l2"), "high": ("l13", "l14")}),
         ({"a": [7, 8], "b": [8, 9]}, {"a": span(7, 8), "b": span(8, 9)}),
     ],
@@ -53,14 +57,14 @@ def test_vectors_do_not_count_as_levels_of_a_group():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ("4-4", r"'4-4' is not understood.*Valid forms: '4/4'.*'resolution'.*G3\+G4.*name"),
-        ("", "not understood"),
-        (None, "not understood"),
-        (["l1"], "not understood"),
-        (True, "not understood"),
-        (-4, "not understood"),
+        ("4-4", r"'4-4' is not a valid form.*Valid forms: '4/4'.*'resolution'.*G3\+G4.*name"),
+        ("", "not a valid form"),
+        (None, "not a valid form"),
+        (["l1"], "not a valid form"),
+        (True, "not a valid form"),
+        (-4, "not a valid form"),
         ("4/0", "empty group"),
-        ("12/4", "needs 16 levels, the prior has 15: l0, l1"),
+        ("12/4", "needs 16 levels, but the prior has 15: l0, l1"),
         ("8/4", r"different channels: l3 \(128\), l4 \(256\)"),
         ("G5", "there is no G5.*G1, G2, G3, G4"),
         ("G3+G3", "named twice"),
@@ -69,6 +73,8 @@ def test_vectors_do_not_count_as_levels_of_a_group():
         ({"mid": "l3"}, "must be a list of levels"),
         ({"mid": 3}, "must be a list of levels"),
         ({3: ["l3"]}, "name must be a text"),
+        ({"a.b": ["l3"]}, "without dots or slashes, got 'a.b'"),
+        ({"a/b": ["l3"]}, "without dots or slashes, got 'a/b'"),
         ({"mid": ["l31"]}, r"no level 'l31'; did you mean .*'l3'.*Valid: l0"),
         ({"mid": [15]}, "no level 15; the prior has 15, counted from 0: 0 l0, 1 l1"),
         ({"mid": [-1]}, "no level -1"),
@@ -78,16 +84,30 @@ def test_vectors_do_not_count_as_levels_of_a_group():
     ],
 )
 def test_mistakes(groups, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         resolve_groups(groups, SD)
 
 
-def test_mistakes_of_other_priors():
-    with pytest.raises(ValueError, match="defined for 15 levels, the prior has 1: patch"):
-        resolve_groups("G4", WITH_TOKEN)
-    with pytest.raises(ValueError, match="at least two .*have 1: patch"):
-        resolve_groups("resolution", WITH_TOKEN)
-    with pytest.raises(ValueError, match="cls is a vector.*`prefix`"):
-        resolve_groups({"only": ["patch", "cls"]}, WITH_TOKEN)
-    with pytest.raises(ValueError, match="needs 8 levels, the prior has 1"):
-        resolve_groups("4/4", WITH_TOKEN)
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("G4", "defined for 15 levels, but the prior has 1: patch"),
+        ("resolution", "at least two .*have 1: patch"),
+        ({"only": ["patch", "cls"]}, "cls is a vector.*`prefix`"),
+        ("4/4", "needs 8 levels, but the prior has 1"),
+    ],
+)
+def test_mistakes_of_other_priors(groups, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_groups(groups, WITH_TOKEN)
+
+
+def test_attention_logits_belong_to_no_group():
+    levels = {**WITH_TOKEN, "attention": LevelSpec(12, 16, attention=True)}
+    assert resolve_groups("1", levels) == {"g1": ("patch",)}
+    with pytest.raises(ConfigError, match="attention holds attention logits.*AttentionAlignment"):
+        resolve_groups({"only": ["attention"]}, levels)
+
+
+def test_a_groups_name_may_hold_the_word_loss():
+    assert resolve_groups({"loss_a": ["l3"]}, SD) == {"loss_a": ("l3",)}

@@ -1,107 +1,154 @@
-"""Targets from inside the training: the latent's patches, and a teacher at a cleaner time, written out once more."""
+"""Targets from inside the training: the latent's patches, a teacher at a cleaner time, and a later
+block of the student, written out once more."""
+
+import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
-from ahpa.engine.dryrun import synthetic_batch
-from ahpa.registry import MODELS, PATHS, PRIORS, ConfigError, build
-from ahpa.registry.contracts import Step
+from ahpa.registry import BACKBONES, PATHS, PRIORS, ConfigError, build
+from ahpa.registry.contracts import Clean, Condition, Noised, Tap, TargetView
+from ahpa.testing.common import random_tensor, toy_geometry
+from ahpa.testing.priors import ToyBackbone, ToyPath, check_prior
 
-SIT = dict(type="SiT", depth=4, hidden_size=32, num_heads=2, num_classes=10)
+GEOMETRY = toy_geometry()  # latents 4 x 8 x 8, a 4 x 4 token grid of width 32, 4 blocks
+SIZES = dict(depth=4, hidden_size=32, num_heads=2, num_classes=10)
+LABELS = torch.tensor([3, 10, 0])
 
 
-def model(prior, level, *, tap=1, path="LinearPath", backbone=SIT, flow=None, flow_loss=None, **alignment):
-    torch.manual_seed(0)
-    model = build(MODELS, dict(
-        type="AlignedDenoiser", resolution=64, tokenizer=dict(type="KLAutoencoder", source="bundled"), ema=0.9,
-        backbone=backbone, flow=flow or dict(type="Flow", path=dict(type=path)), flow_loss=flow_loss, priors=dict(own=prior),
-        alignments=dict(main=dict(tap=tap, source="own", router=dict(type="StaticRouter", groups={level: [level]}),
-                                  projector=dict(type="MLPProjector", depth=2, hidden_dim=16),
-                                  criteria=dict(l1=dict(type="SmoothL1Loss", beta=0.05)), weight=0.2, **alignment))))  # fmt: skip
+def prior_of(**cfg):
+    return build(PRIORS, cfg, geometry=GEOMETRY)
+
+
+def moved(model, seed=1):
+    """Move every parameter away from where training starts: many are zero there."""
+    stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for network in (model.backbone, model.ema):
-            stream = torch.Generator().manual_seed(1)
-            for p in network.parameters():
-                p.add_(0.1 * torch.randn(p.shape, generator=stream))
-        for p in model.ema.parameters():
-            p.add_(0.01)
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=stream))
     return model
 
 
-def step_of(model, seed=3):
-    """The step as `loss` makes it, up to the targets."""
-    step = model.begin({**synthetic_batch(model, batch=3), "noise_seed": seed})
-    step.noisy = model.flow.sample(model.encode(step), step.generator)
-    step.cond = model.conditioner(step)
-    return step
+def view_of(backbone, ema, *, path=None, t=(0.9, 0.3, 0.05), taps=frozenset(), seed=3):
+    """A step up to the targets, on random latents."""
+    path = path or ToyPath()
+    t = torch.tensor(t)
+    latent = random_tensor(3, 4, 8, 8, seed=1)
+    noise = random_tensor(3, 4, 8, 8, seed=2)
+    x, target = path.mix(latent, noise, t if t.ndim == 1 else t.mean(1))
+    streams = {"image": latent}
+    noised = Noised({"image": x}, t, {"image": target}, streams, {"image": noise}, path)
+    out = backbone(noised.x, noised.sample_t, LABELS, taps=taps)
+    rng = torch.Generator().manual_seed(seed)
+    return TargetView(Clean(streams), noised, Condition(LABELS), out, rng=rng, ema=ema)
 
 
-def test_the_latent_is_the_tensor_that_is_diffused_in_patches():
-    own = model(dict(type="LatentPrior"), "latent")
-    step = step_of(own)
-    z, found = step.noisy.data["image"], own.priors["own"](step)["latent"]
-    assert found.shape == (3, 16, 4, 4)
+@pytest.fixture(scope="module")
+def toys():
+    """A student and its average, which differ."""
+    return ToyBackbone(GEOMETRY), moved(ToyBackbone(GEOMETRY)).requires_grad_(False)
+
+
+def test_contract():
+    check_prior(dict(type="LatentPrior"))
+    check_prior(dict(type="TeacherPrior", block=3))
+    check_prior(dict(type="TeacherPrior", block=1, steps=1000, least=0.001))
+    check_prior(dict(type="BlockPrior", block=4))
+
+
+# ---- the latent -----------------------------------------------------------------------------
+
+
+def test_the_latent_is_the_diffused_tensor_in_patches(toys):
+    prior = prior_of(type="LatentPrior")
+    view = view_of(*toys)
+    found = prior(view, ["latent"])["latent"]
+    z = view.noised.data["image"]
+    assert tuple(prior.levels["latent"]) == (16, 16, False) and found.shape == (3, 16, 4, 4)
     for row in range(4):
         for column in range(4):
             patch = z[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]  # [B, C, 2, 2]
             assert torch.equal(found[:, :, row, column], patch.permute(0, 2, 3, 1).flatten(1))
 
 
-@pytest.mark.parametrize("path", ["LinearPath", "CosinePath"])
-def test_the_teachers_target_written_out(path):
-    own = model(dict(type="TeacherPrior", block=3, offset=0.2), "teacher", path=path)
-    step = step_of(own)
-    state = step.generator.get_state()
-    found = own.priors["own"](step)["teacher"]
+# ---- the teacher ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["LinearPath", "CosinePath"])
+def test_the_teachers_target_written_out(kind):
+    torch.manual_seed(0)
+    backbone = build(BACKBONES, dict(type="SiT", **SIZES), input_size=8, in_channels=4)
+    ema = moved(backbone).eval().requires_grad_(False)
+    view = view_of(backbone, ema, path=build(PATHS, dict(type=kind)))
+    state = view.rng.get_state()
+    found = prior_of(type="TeacherPrior", block=3, offset=0.2)(view, ["teacher"])["teacher"]
+
     u = torch.rand(3, generator=torch.Generator().set_state(state))
-    t = (step.noisy.t - 0.2 * u).clamp(0, 1)
-    assert (t <= step.noisy.t).all() and (step.noisy.t - t <= 0.2).all() and not torch.equal(t, step.noisy.t)
-    angle, z, eps = t[:, None, None, None] * torch.pi / 2, step.noisy.data["image"], step.noisy.noise["image"]
-    mixed = (
-        torch.cos(angle) * z + torch.sin(angle) * eps
-        if path == "CosinePath"
-        else z + t[:, None, None, None] * (eps - z)
-    )
+    t = (view.noised.t - 0.2 * u).clamp(0, 1)
+    assert (t <= view.noised.t).all() and (view.noised.t - t <= 0.2).all()
+    z, eps = view.noised.data["image"], view.noised.noise["image"]
+    share = t[:, None, None, None]
+    if kind == "CosinePath":
+        angle = share * torch.pi / 2
+        mixed = torch.cos(angle) * z + torch.sin(angle) * eps
+    else:
+        mixed = z + share * (eps - z)
     with torch.no_grad():
-        h = own.ema.x_embedder(mixed) + own.ema.pos_embed
-        c = own.ema.t_embedder(t) + own.ema.y_embedder(step.cond)  # the student's labels, already dropped
-        for block in own.ema.blocks[:3]:
-            h = block(h, c)
+        h = ema.x_embedder(mixed) + ema.pos_embed
+        c = ema.t_embedder(t) + ema.y_embedder(LABELS)  # the student's labels, already dropped
+        for block in ema.blocks[:3]:
+            h, _ = block(h, c)
     torch.testing.assert_close(found.flatten(2).mT, h, rtol=1e-5, atol=1e-6)
     assert not found.requires_grad
 
 
-def test_the_teacher_is_the_average_and_stops_at_its_block():
-    own = model(dict(type="TeacherPrior", block=3), "teacher")
-    counted = {"ema": [], "backbone": []}
-    for name, network in (("ema", own.ema), ("backbone", own.backbone)):
+def test_the_teacher_on_discrete_steps_written_out():
+    torch.manual_seed(0)
+    backbone = build(BACKBONES, dict(type="DiT", **SIZES), input_size=8, in_channels=4)
+    ema = moved(backbone).eval().requires_grad_(False)
+    path = build(PATHS, dict(type="DiscretePath"))
+    view = view_of(backbone, ema, path=path, t=(0.9, 0.3, 0.05))
+    state = view.rng.get_state()
+    prior = prior_of(type="TeacherPrior", block=3, steps=1000, least=0.001)
+    found = prior(view, ["teacher"])["teacher"]
+
+    k = torch.randint(200, (3,), generator=torch.Generator().set_state(state))
+    index = ((view.noised.t * 1000).round().long() - k).clamp(1, 999)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)[index].float()[:, None, None, None]
+    z, eps = view.noised.data["image"], view.noised.noise["image"]
+    mixed = abar.sqrt() * z + (1 - abar).sqrt() * eps
+    with torch.no_grad():
+        h = ema.x_embedder(mixed) + ema.pos_embed
+        c = ema.t_embedder(index.float()) + ema.y_embedder(LABELS)
+        for block in ema.blocks[:3]:
+            h, _ = block(h, c)
+    torch.testing.assert_close(found.flatten(2).mT, h, rtol=1e-5, atol=1e-5)
+
+
+def test_the_teacher_is_the_average_and_stops_at_its_block(toys):
+    counted = {"student": [], "ema": []}
+    hooks = []
+    for name, network in zip(counted, toys, strict=True):
         for number, block in enumerate(network.blocks, 1):
-            block.register_forward_hook(lambda *_, n=number, name=name: counted[name].append(n))
-    losses = own.loss(synthetic_batch(own))
-    assert counted == {"ema": [1, 2, 3], "backbone": [1, 2, 3, 4]}
-    before = {name: p.clone() for name, p in own.ema.named_parameters()}
-    sum(value for name, value in losses.items() if "loss" in name).backward()
-    assert all(p.grad is None for p in own.ema.parameters())
-    assert all(torch.equal(before[name], p) for name, p in own.ema.named_parameters())
-    assert own.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
-
-
-def test_the_gradient_of_the_alignment_reaches_the_student_up_to_its_tap_only():
-    own = model(dict(type="TeacherPrior", block=3), "teacher", tap=2)
-    own.loss(synthetic_batch(own))["loss_main_l1"].backward()
-    reached = [block.mlp.fc1.weight.grad is not None for block in own.backbone.blocks]
-    assert reached == [True, True, False, False] and own.alignments["main"].projector.mlp[0].weight.grad is not None
+            hook = lambda *_, n=number, name=name: counted[name].append(n)  # noqa: E731
+            hooks.append(block.register_forward_hook(hook))
+    prior_of(type="TeacherPrior", block=3)(view_of(*toys), ["teacher"])
+    for hook in hooks:
+        hook.remove()
+    assert counted == {"student": [1, 2, 3, 4], "ema": [1, 2, 3]}
 
 
 def test_offset_zero_is_the_students_time():
-    own = model(dict(type="TeacherPrior", block=4, offset=0.0), "teacher")
-    step = step_of(own)
-    assert torch.equal(own.priors["own"].time(step.noisy.t, step.generator), step.noisy.t)
+    prior = prior_of(type="TeacherPrior", block=4, offset=0.0)
+    t = torch.tensor([0.2, 0.9])
+    assert torch.equal(prior.time(t, torch.Generator()), t)
 
 
 def test_the_draw_of_whole_steps_on_a_discrete_path():
-    """SRA on DiT: k of 0 .. 199, all alike, and at least step 1; the path and the network see the same whole step."""
-    prior = build(PRIORS, dict(type="TeacherPrior", block=1, offset=0.2, steps=1000, least=0.001))
+    """SRA on DiT: k uniform over 0 .. 199, at least step 1; path and network see the same step."""
+    prior = prior_of(type="TeacherPrior", block=1, offset=0.2, steps=1000, least=0.001)
     path = build(PATHS, dict(type="DiscretePath"))
     student = path.time(torch.full((40_000,), 700))
     index = path.index(prior.time(student, torch.Generator().manual_seed(0)))
@@ -109,48 +156,105 @@ def test_the_draw_of_whole_steps_on_a_discrete_path():
     assert len(counts) == 200 and counts.min() > 130 and counts.max() < 275  # 200 expected, sd 14
     early = path.index(prior.time(path.time(torch.arange(100)), torch.Generator().manual_seed(0)))
     assert early.min() == 1 and (early[1:] <= torch.arange(1, 100)).all()
-    rounded = build(PRIORS, dict(type="TeacherPrior", block=1))  # without the options: 0 and 200 are half as often
-    counts = torch.bincount(700 - path.index(rounded.time(student, torch.Generator().manual_seed(0))))
-    assert len(counts) == 201 and counts[0] < 140 and counts[200] < 140 and counts[1:200].min() > 130
 
 
-def test_the_teacher_on_discrete_steps_written_out():
-    own = model(dict(type="TeacherPrior", block=3, steps=1000, least=0.001), "teacher", backbone=dict(SIT, type="DiT"),
-                flow=dict(type="DiscreteFlow"), flow_loss=dict(type="HybridLoss"))  # fmt: skip
-    step = step_of(own)
-    state = step.generator.get_state()
-    found = own.priors["own"](step)["teacher"]
-    k = torch.randint(200, (3,), generator=torch.Generator().set_state(state))
-    index = ((step.noisy.t * 1000).round().long() - k).clamp(1, 999)
-    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[index].float()[
-        :, None, None, None
-    ]
-    mixed = abar.sqrt() * step.noisy.data["image"] + (1 - abar).sqrt() * step.noisy.noise["image"]
-    with torch.no_grad():
-        h = own.ema.x_embedder(mixed) + own.ema.pos_embed
-        c = own.ema.t_embedder(index.float()) + own.ema.y_embedder(step.cond)
-        for block in own.ema.blocks[:3]:
-            h = block(h, c)
-    torch.testing.assert_close(found.flatten(2).mT, h, rtol=1e-5, atol=1e-5)
+def test_without_steps_the_first_and_last_are_half_as_often():
+    prior = prior_of(type="TeacherPrior", block=1)
+    path = build(PATHS, dict(type="DiscretePath"))
+    student = path.time(torch.full((40_000,), 700))
+    index = path.index(prior.time(student, torch.Generator().manual_seed(0)))
+    counts = torch.bincount(700 - index)
+    assert len(counts) == 201 and counts[0] < 140 and counts[200] < 140
+    assert counts[1:200].min() > 130
 
 
-def test_stop_gives_the_same_tokens_as_the_whole_pass():
-    own = model(dict(type="LatentPrior"), "latent")
-    x, t, label = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.1, 0.9]), torch.tensor([1, 2])
-    whole = own.backbone(x, t, label, taps=frozenset({1, 2}))
-    part = own.backbone(x, t, label, taps=frozenset({1, 2}), stop=2)
-    assert part.pred == {} and all(torch.equal(whole.taps[k].tokens, part.taps[k].tokens) for k in (1, 2))
+@pytest.mark.parametrize(
+    ("token_times", "wanted"), [("min", [0.1, 0.3, 0.5]), ("mean", [0.3, 0.6, 0.5])]
+)
+def test_times_of_tokens_become_one_of_the_sample(toys, token_times, wanted):
+    """Self-Flow: two times t and s in an image; the teacher sees all of it at min(t, s)."""
+    pairs = [(0.1, 0.5), (0.9, 0.3), (0.5, 0.5)]
+    t = [[pair[n % 2] for n in range(16)] for pair in pairs]
+    view = view_of(*toys, t=t)
+    prior = prior_of(type="TeacherPrior", block=2, offset=0, token_times=token_times)
+    state = view.rng.get_state()
+    found = prior(view, ["teacher"])["teacher"]
+    time = prior.time(view.noised.t, torch.Generator().set_state(state))
+    torch.testing.assert_close(time, torch.tensor(wanted))
+    x = view.noised.at(torch.tensor(wanted))
+    by_hand = toys[1](x, torch.tensor(wanted), LABELS, frozenset({Tap(2)})).tokens(2).as_map()
+    torch.testing.assert_close(found, by_hand)
 
 
-@pytest.mark.parametrize("prior, word", [(dict(type="TeacherPrior", block=5), "1..4"), (dict(type="TeacherPrior", block=0), "1..4"),
-    (dict(type="TeacherPrior", block=2, offset=2), "offset"), (dict(type="TeacherPrior", block=2, least=-1), "least"),
-    (dict(type="TeacherPrior", block=2, steps=0.5), "steps"), (dict(type="TeacherPrior"), "block")], ids=str)  # fmt: skip
-def test_mistakes(prior, word):
+def test_times_of_tokens_draw_as_much_as_times_of_samples():
+    prior = prior_of(type="TeacherPrior", block=2)
+    streams = [torch.Generator().manual_seed(0) for _ in range(2)]
+    a = prior.time(torch.full((3,), 0.7), streams[0])
+    b = prior.time(torch.full((3, 16), 0.7), streams[1])
+    assert torch.equal(a, b) and torch.equal(streams[0].get_state(), streams[1].get_state())
+
+
+def test_a_model_without_an_average_is_refused(toys):
+    view = dataclasses.replace(view_of(*toys), ema=None)
+    with pytest.raises(ConfigError, match="keeps no averaged backbone"):
+        prior_of(type="TeacherPrior", block=2)(view, ["teacher"])
+
+
+def test_the_probe_runs_the_teachers_blocks_alone(toys):
+    student = toys[0]
+    prior = prior_of(type="TeacherPrior", block=2)
+    out = prior.probe(student)()
+    assert out.pred == {} and not any(p.is_meta for p in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(block=5), r"block: 5 is not a block of the backbone; blocks are 1\.\.4"),
+        (dict(block=0), r"1\.\.4"),
+        (dict(block="3"), r"1\.\.4"),
+        (dict(block=2, offset=2), "offset"),
+        (dict(block=2, least=-1), "least"),
+        (dict(block=2, steps=0.5), "steps: must be a non-negative integer, got 0.5"),
+        (dict(block=2, token_times="max"), "token_times: 'max' is unknown"),
+        (dict(), "needs the option 'block'"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_a_teacher(options, word):
     with pytest.raises(ConfigError, match=word):
-        model(prior, "teacher")
+        prior_of(type="TeacherPrior", **options)
 
 
-def test_without_a_backbone_there_is_nothing_to_take():
-    with pytest.raises(ConfigError, match="needs a backbone"):
-        build(PRIORS, dict(type="LatentPrior")).spec(None)
-    assert isinstance(Step(batch={}).flow, type(None))
+# ---- a later block --------------------------------------------------------------------------
+
+
+def test_a_later_block_of_the_same_pass(toys):
+    student = toys[0]
+    prior = prior_of(type="BlockPrior", block=3)
+    assert prior.taps == {Tap(3)} and tuple(prior.levels["block"]) == (32, 16, False)
+    view = view_of(*toys, taps=prior.taps)
+    found = prior(view, ["block"])["block"]
+    tokens = view.out.taps[Tap(3)]  # [B, N, D]
+    assert tokens.requires_grad and not found.requires_grad
+    assert torch.equal(found.flatten(2).mT, tokens)
+    h = student.enter(nn.functional.unfold(view.noised.x["image"], 2, stride=2).mT)
+    h = h + view.noised.t.view(-1, 1, 1)
+    for layer in student.blocks[:3]:
+        h = h + torch.tanh(layer(h))
+    torch.testing.assert_close(tokens, h)
+
+
+def test_prefix_tokens_are_left_out(toys):
+    view = view_of(*toys, taps=frozenset({Tap(1)}))
+    tokens = view.out.taps[Tap(1)]
+    wide = torch.cat([tokens[:, :2], tokens], 1)
+    out = view.out._replace(taps={Tap(1): wide}, prefix=2)
+    found = prior_of(type="BlockPrior", block=1)(dataclasses.replace(view, out=out), ["block"])
+    assert torch.equal(found["block"].flatten(2).mT, tokens)
+
+
+@pytest.mark.parametrize("block", [0, 5, "3", 2.0])
+def test_mistakes_in_a_block(block):
+    with pytest.raises(ConfigError, match=r"block: .* is not a block of the backbone"):
+        prior_of(type="BlockPrior", block=block)

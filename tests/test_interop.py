@@ -1,4 +1,5 @@
-"""Published layouts: round trips are bit-exact, forward passes agree with a reading of the layout's own, files are data."""
+"""Published layouts: round trips are bit-exact, forward passes agree with a reading of the layout's
+own, files are data."""
 
 import argparse
 import pickle
@@ -10,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.runs import ROOT, environment
 
 from ahpa.backbones.layers import sincos_2d
 from ahpa.engine import checkpoint
-from ahpa.engine.inference import Generator
+from ahpa.engine.inference import load_generator
 from ahpa.interop import published as interop
 from ahpa.registry import UserError
 
@@ -22,7 +22,7 @@ D, DEPTH, HEADS, P, C, SIDE = 48, 3, 4, 2, 4, 8
 
 
 def made(layout, *, seed=0):
-    """A random state dict of the layout with the keys and shapes of the notes on published checkpoints, made by hand."""
+    """A random state dict of the layout, with the published keys and shapes, made by hand."""
     stream = torch.Generator().manual_seed(seed)
 
     def w(*shape):
@@ -38,13 +38,19 @@ def made(layout, *, seed=0):
         linear(f"{name}attn.qkv", 3 * D, D)
         linear(f"{name}adaLN_modulation.1", (2 if last else 6) * D, D)
         if not last:
-            linear(f"{name}attn.proj", D, D), linear(f"{name}mlp.fc1", 4 * D, D), linear(f"{name}mlp.fc2", D, 4 * D)
+            linear(f"{name}attn.proj", D, D)
+            linear(f"{name}mlp.fc1", 4 * D, D)
+            linear(f"{name}mlp.fc2", D, 4 * D)
 
     positions = sincos_2d(D, (SIDE // P, SIDE // P))
-    state["pos_embed"] = torch.cat([torch.zeros(1, 1, D), positions], 1) if layout == "reg" else positions
+    if layout == "reg":
+        positions = torch.cat([torch.zeros(1, 1, D), positions], 1)
+    state["pos_embed"] = positions
     state["x_embedder.proj.weight"], state["x_embedder.proj.bias"] = w(D, C, P, P), w(D)
-    linear("t_embedder.mlp.0", D, 256), linear("t_embedder.mlp.2", D, D)
-    linear("final_layer.linear", outputs, D), linear("final_layer.adaLN_modulation.1", 2 * D, D)
+    linear("t_embedder.mlp.0", D, 256)
+    linear("t_embedder.mlp.2", D, D)
+    linear("final_layer.linear", outputs, D)
+    linear("final_layer.adaLN_modulation.1", 2 * D, D)
     for number in range(DEPTH):
         if layout == "repa-t2i":
             block(f"joint_blocks.{number}.x_block.")
@@ -60,13 +66,14 @@ def made(layout, *, seed=0):
     if layout == "sra":
         linear("ap_head.0", 2 * D, D)
     if layout == "reg":
-        linear("cls_projectors2", D, 16), linear("final_layer.linear_cls", 16, D)
+        linear("cls_projectors2", D, 16)
+        linear("final_layer.linear_cls", 16, D)
         state["wg_norm.weight"], state["wg_norm.bias"] = 1 + w(D), w(D)
     return state
 
 
 def forward(state, x, t, label):
-    """SiT's and DiT's forward pass as the layout's keys mean it, from the state dict alone: t as it is embedded."""
+    """The forward pass of SiT and DiT from a state dict alone; t as it is embedded."""
     rate = torch.exp(-torch.log(torch.tensor(10_000.0)) * torch.arange(128) / 128)
     angle = t[:, None] * rate
     h = torch.cat([angle.cos(), angle.sin()], -1)
@@ -77,16 +84,14 @@ def forward(state, x, t, label):
     def norm(value, shift, scale):
         return F.layer_norm(value, (D,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
-    c = F.silu(
-        lin("t_embedder.mlp.2", F.silu(lin("t_embedder.mlp.0", h))) + state["y_embedder.embedding_table.weight"][label]
-    )
-    h = (
-        F.conv2d(x, state["x_embedder.proj.weight"], state["x_embedder.proj.bias"], stride=P).flatten(2).mT
-        + state["pos_embed"]
-    )
+    time = lin("t_embedder.mlp.2", F.silu(lin("t_embedder.mlp.0", h)))
+    c = F.silu(time + state["y_embedder.embedding_table.weight"][label])
+    weight, bias = state["x_embedder.proj.weight"], state["x_embedder.proj.bias"]
+    h = F.conv2d(x, weight, bias, stride=P).flatten(2).mT + state["pos_embed"]
     for i in range(DEPTH):
         m = lin(f"blocks.{i}.adaLN_modulation.1", c).chunk(6, -1)
-        qkv = lin(f"blocks.{i}.attn.qkv", norm(h, m[0], m[1])).unflatten(-1, (3, HEADS, D // HEADS))
+        qkv = lin(f"blocks.{i}.attn.qkv", norm(h, m[0], m[1]))
+        qkv = qkv.unflatten(-1, (3, HEADS, D // HEADS))
         q, k, v = (qkv[:, :, j].transpose(1, 2) for j in range(3))
         attention = ((q @ k.mT) / (D // HEADS) ** 0.5).softmax(-1) @ v
         h = h + m[2][:, None] * lin(f"blocks.{i}.attn.proj", attention.transpose(1, 2).flatten(2))
@@ -95,13 +100,14 @@ def forward(state, x, t, label):
     shift, scale = lin("final_layer.adaLN_modulation.1", c).chunk(2, -1)
     out = lin("final_layer.linear", norm(h, shift, scale))
     n, channels = SIDE // P, out.shape[-1] // (P * P)
-    return out.view(-1, n, n, P, P, channels).permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, SIDE, SIDE)
+    out = out.view(-1, n, n, P, P, channels).permute(0, 5, 1, 3, 2, 4)
+    return out.reshape(-1, channels, SIDE, SIDE)
 
 
 def write(path, state, **entries):
+    args = argparse.Namespace(model="x")
     torch.save(
-        {"ema": state, "model": made("sit", seed=9), "steps": 7, "args": argparse.Namespace(model="x"), **entries},
-        path,
+        {"ema": state, "model": made("sit", seed=9), "steps": 7, "args": args, **entries}, path
     )
     return path
 
@@ -119,23 +125,28 @@ def test_round_trip_is_bit_exact(tmp_path, layout):
     _, ours = bring(tmp_path, layout)
     interop.export_weights(ours, tmp_path / "back.pt", layout=layout)
     back = torch.load(tmp_path / "back.pt", weights_only=True)["ema"]
-    wanted = {key: value for key, value in made(layout).items() if not key.startswith(("projectors.", "ap_head."))}
-    if layout == "sit":  # the variance's half is not kept
+    heads = ("projectors.", "ap_head.")
+    wanted = {key: value for key, value in made(layout).items() if not key.startswith(heads)}
+    if layout == "sit":  # the channels of the variance are not kept
         for name in ("weight", "bias"):
             value = wanted[f"final_layer.linear.{name}"]
-            wanted[f"final_layer.linear.{name}"] = value.unflatten(0, (P * P, 2 * C))[:, :C].flatten(0, 1)
+            kept = value.unflatten(0, (P * P, 2 * C))[:, :C]
+            wanted[f"final_layer.linear.{name}"] = kept.flatten(0, 1)
     assert back.keys() == wanted.keys()
     assert all(torch.equal(back[key], wanted[key]) for key in wanted)
-    interop.import_weights(tmp_path / "back.pt", tmp_path / "again.pth", layout=layout, num_heads=HEADS, vae="bundled")
+    options = dict(layout=layout, num_heads=HEADS, vae="bundled")
+    interop.import_weights(tmp_path / "back.pt", tmp_path / "again.pth", **options)
     first, again = checkpoint.load(ours)["ema"], checkpoint.load(tmp_path / "again.pth")["ema"]
-    assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
 
 
 @pytest.mark.parametrize("layout", ["sit", "dit", "repa", "irepa", "sra"])
 def test_forward_parity(tmp_path, layout):
-    """SiT's t = 1 is data and its velocity points there; DiT embeds whole steps; REPA's family is as ours."""
-    generator = Generator.load(bring(tmp_path, layout)[1])
-    x, label, t = torch.randn(3, C, SIDE, SIDE), torch.tensor([1, 9, 10]), torch.tensor([0.125, 0.5, 0.999])
+    """SiT's t = 1 is data, its velocity points there; DiT embeds whole steps; REPA is like ours."""
+    generator = load_generator(bring(tmp_path, layout)[1])
+    x, label = torch.randn(3, C, SIDE, SIDE), torch.tensor([1, 9, 10])
+    t = torch.tensor([0.125, 0.5, 0.999])
     with torch.no_grad():
         ours = generator.backbone({"image": x}, t, label).pred["image"]
     embedded = {"sit": 1 - t, "dit": (t * 1000).round()}.get(layout, t)
@@ -148,10 +159,11 @@ def test_forward_parity(tmp_path, layout):
 def test_an_imported_file_is_sampled_from(tmp_path, layout, sampler):
     done, ours = bring(tmp_path, layout)
     assert done["resolution"] == 64
-    assert Generator.load(ours).sample([1, 2], sampler=sampler, steps=3).shape == (2, 3, 64, 64)
+    images = load_generator(ours).sample([1, 2], sampler=sampler, steps=3)
+    assert images.shape == (2, 3, 64, 64)
 
 
-def test_what_is_left_out_is_told_and_either_weights_can_be_had(tmp_path):
+def test_what_is_left_out_is_reported_and_either_weights_can_be_chosen(tmp_path):
     done, _ = bring(tmp_path, "sra")
     assert done["left_out"] == ["ap_head.0.bias", "ap_head.0.weight"]
     assert "variance" in bring(tmp_path, "sit")[0]["left_out"][0]
@@ -161,15 +173,23 @@ def test_what_is_left_out_is_told_and_either_weights_can_be_had(tmp_path):
     assert raw["backbone"]["depth"] == DEPTH and raw["backbone"]["num_classes"] == 10
     bare = tmp_path / "bare.pt"
     torch.save({f"module.{key}": value for key, value in made("dit").items()}, bare)
-    assert interop.import_weights(bare, tmp_path / "x.pth", layout="dit", num_heads=HEADS)["backbone"]["learn_sigma"]
+    done = interop.import_weights(bare, tmp_path / "x.pth", layout="dit", num_heads=HEADS)
+    assert done["backbone"]["learn_sigma"]
 
 
-@pytest.mark.parametrize("layout, width, heads", [("repa", 384, 6), ("repa", 768, 12), ("repa-t2i", 768, 24)])
+@pytest.mark.parametrize(
+    "layout, width, heads", [("repa", 384, 6), ("repa", 768, 12), ("repa-t2i", 768, 24)]
+)
 def test_heads_of_published_widths_are_known(layout, width, heads):
     blocks = "joint_blocks.0.x_block" if layout == "repa-t2i" else "blocks.0"
-    state = {"x_embedder.proj.weight": torch.zeros(width, 4, 2, 2), "pos_embed": torch.zeros(1, 256, width),
-             "final_layer.linear.weight": torch.zeros(16, width), "y_embedder.embedding_table.weight": torch.zeros(1001, width),
-             f"{blocks}.mlp.fc1.weight": torch.zeros(4 * width, width), "context_embedder.weight": torch.zeros(width, 768)}  # fmt: skip
+    state = {
+        "x_embedder.proj.weight": torch.zeros(width, 4, 2, 2),
+        "pos_embed": torch.zeros(1, 256, width),
+        "final_layer.linear.weight": torch.zeros(16, width),
+        "y_embedder.embedding_table.weight": torch.zeros(1001, width),
+        f"{blocks}.mlp.fc1.weight": torch.zeros(4 * width, width),
+        "context_embedder.weight": torch.zeros(width, 768),
+    }
     own, side, channels = interop.sizes_of(state, interop.FORMATS[layout][0], None)
     assert (own["num_heads"], own["patch_size"], side, channels) == (heads, 2, 32, 4)
 
@@ -179,44 +199,79 @@ class Evil:
         return (print, ("executed",))
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, capsys):
-    state, target = made("repa"), tmp_path / "out.pth"
+LATE = "t_embedder.mlp.0.bias"
+UNFIT = {
+    "unknown keys": ({"blocks.0.extra": torch.ones(1)}, (), r"has unknown blocks\.0\.extra"),
+    "missing keys": ({}, (LATE,), f"lacks {LATE}"),
+    "shape": ({LATE: torch.ones(3)}, (), r"\(3,\), expected"),
+    "positions": ({"pos_embed": torch.randn(1, 16, D)}, (), "pos_embed"),
+    "another model": ({"a": torch.ones(1)}, tuple(made("repa")), "another format"),
+    "no tensors": ({"a": "text"}, (), "does not hold a state dict"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, name):
+    added, removed, message = UNFIT[name]
+    state = {key: value for key, value in made("repa").items() if key not in removed} | added
+    source, target = write(tmp_path / "bad.pt", state), tmp_path / "out.pth"
+    with pytest.raises(UserError, match=message):
+        interop.import_weights(source, target, layout="repa", num_heads=HEADS)
+    assert not target.exists()
+
+
+def test_files_are_data(tmp_path, capsys):
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"ema": Evil()}))
-    cases = {
-        "unknown keys": (dict(state, **{"blocks.0.extra": torch.ones(1)}), "blocks.0.extra"),
-        "missing keys": ({k: v for k, v in state.items() if k != "t_embedder.mlp.0.bias"}, "t_embedder.mlp.0.bias"),
-        "shape": (dict(state, **{"t_embedder.mlp.0.bias": torch.ones(3)}), r"\(3,\)"),
-        "positions": (dict(state, pos_embed=torch.randn(1, 16, D)), "pos_embed"),
-        "another model": ({"a": torch.ones(1)}, "another format"),
-    }
-    for name, (bad, word) in cases.items():
-        with pytest.raises(UserError, match=word):
-            interop.import_weights(write(tmp_path / "bad.pt", bad), target, layout="repa", num_heads=HEADS)
-        assert not target.exists(), name
-    with pytest.raises(UserError, match="--num-heads"):
-        interop.import_weights(write(tmp_path / "good.pt", state), target, layout="repa")
-    with pytest.raises(UserError, match="irepa"):
-        interop.import_weights(tmp_path / "good.pt", target, layout="ireppa")
     with pytest.raises(UserError, match="refused"):
-        interop.import_weights(tmp_path / "evil.pt", target, layout="repa")
+        interop.import_weights(tmp_path / "evil.pt", tmp_path / "out.pth", layout="repa")
+    assert "executed" not in capsys.readouterr().out and not (tmp_path / "out.pth").exists()
+
+
+def test_mistakes_name_what_is_wrong(tmp_path):
+    good, target = write(tmp_path / "good.pt", made("repa")), tmp_path / "out.pth"
+    with pytest.raises(UserError, match="--num-heads"):
+        interop.import_weights(good, target, layout="repa")
+    with pytest.raises(UserError, match="irepa"):
+        interop.import_weights(good, target, layout="ireppa")
+    with pytest.raises(UserError, match="irepa"):
+        interop.export_weights(good, target, layout="ireppa")
     with pytest.raises(UserError, match="no file"):
         interop.import_weights(tmp_path / "none.pt", target, layout="repa")
-    assert "executed" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="SiT of reversed time"):
-        interop.export_weights(bring(tmp_path, "sit")[1], target, layout="repa")
+    torch.save({"ema": made("repa")}, tmp_path / "ema.pt")
+    with pytest.raises(UserError, match="no 'model', only ema; choose with --weights"):
+        interop.import_weights(tmp_path / "ema.pt", target, layout="repa", weights="model")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "held, layout, message",
+    [
+        ("sit", "repa", "holds a SiT of reversed time; the layout 'repa' is that of a SiT"),
+        ("repa", "sit", "holds a SiT; the layout 'sit' is that of a SiT of reversed time"),
+        ("reg", "repa", "holds a ClassStreamSiT; the layout 'repa' is that of a SiT"),
+    ],
+)
+def test_an_export_in_another_layout_is_refused(tmp_path, held, layout, message):
+    with pytest.raises(UserError, match=f"{message}."):
+        interop.export_weights(bring(tmp_path, held)[1], tmp_path / "out.pt", layout=layout)
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_the_command(tmp_path):
+    from support.runs import ROOT, environment
+
+    def run(*command):
+        options = dict(cwd=ROOT, env=environment(), capture_output=True, text=True)
+        return subprocess.run([sys.executable, *command], **options)
+
     source = write(tmp_path / "in.pt", made("dit"))
-    command = [sys.executable, "tools/import_weights.py", "--format", "dit", str(source), str(tmp_path / "ours.pth"),
-               "--num-heads", str(HEADS), "--vae", "bundled"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    tool, files = "tools/import_weights.py", (str(source), str(tmp_path / "ours.pth"))
+    options = ("--num-heads", str(HEADS), "--vae", "bundled")
+    done = run(tool, "--format", "dit", *files, *options)
     assert done.returncode == 0, done.stderr
     printed = re.search(r"sample from it: python (\S+ \S+)", done.stdout)[1].split()
-    done = subprocess.run([sys.executable, *printed, "--num", "2", "--steps", "2", "--out", str(tmp_path / "a.png")], cwd=ROOT,
-                          env=environment(), capture_output=True, text=True)  # fmt: skip
+    done = run(*printed, "--num", "2", "--steps", "2", "--out", str(tmp_path / "a.png"))
     assert done.returncode == 0 and Path(tmp_path / "a.png").exists(), done.stderr
-    wrong = subprocess.run(
-        [*command[:3], "siit", *command[4:]], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert wrong.returncode == 2 and "did you mean 'sit'" in wrong.stderr and "Traceback" not in wrong.stderr
+    wrong = run(tool, "--format", "siit", *files, *options)
+    assert wrong.returncode == 2 and "did you mean 'sit'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

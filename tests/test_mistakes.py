@@ -1,13 +1,14 @@
-"""Config mistakes (R16): refused before data or weights are touched, naming the key and the nearest valid ones."""
+"""Config mistakes (R16): refused before data or weights are touched, naming the key and the nearest
+valid ones."""
 
 import subprocess
 import sys
 
 import pytest
-from support.runs import ROOT, environment
+from support.runs import ROOT, call, environment, tool
 from test_configs import arguments
 
-from ahpa import cli
+from ahpa.cli import train as cli
 from ahpa.registry import ConfigError, UserError
 
 A = "model.alignments.main"
@@ -26,7 +27,7 @@ MISTAKES = {  # option -> what the message must hold
     f"{A}.router.groups=dict(mid=[7, 99])": [f"{A}.router", "99"],
     f"{A}.router.groups=dict(mid=['down2.res9'])": [f"{A}.router", "down2.res9", "down2.res"],
     f"{A}.router.groups=dict(mid=[0, 14])": [f"{A}.router", "128", "512"],
-    f"{A}.router.grid=4": [f"{A}.router", "derived"],
+    f"{A}.router.geometry=4": [f"{A}.router", "follows from"],
     f"{A}.router_grad=aux2": [A, "aux"],
     f"{A}.projector.kernel=2": [f"{A}.projector", "2"],
     f"{A}.criteria.cosine.type=CosinLoss": [f"{A}.criteria.cosine", "CosineLoss"],
@@ -50,6 +51,14 @@ MISTAKES = {  # option -> what the message must hold
     "randomness.sed=5": ["randomness", "sed", "seed"],
     "model.flow_loss=dict(type='HybridLoss')": ["flow_loss", "DiscreteFlow"],
     "model.backbone.learn_sigma=True": ["flow_loss", "learn_sigma", "HybridLoss"],
+    "model.alignments.a/b=dict(tap=1)": ["model.alignments.a/b", "slash"],
+    "model.alignments.flow=dict(tap=1)": ["model.alignments.flow", "another name"],
+    "model.priors=5": ["model.priors", "dict of names"],
+    "checkpoints.interval=0": ["checkpoints.interval", "0"],
+    "checkpoints.intervall=5": ["checkpoints", "intervall", "interval"],
+    "hooks.checkpoints=dict(type='CheckpointHook', every=5)": ["hooks.checkpoints", "every"],
+    "optim_wrapper.accumulative_counts=0": ["accumulative_counts", "0"],
+    "train_dataloader.dataset.resolution=64": ["train_dataloader.dataset", "follows from"],
     "noequals": ["noequals", "KEY=VALUE"],
 }
 
@@ -63,56 +72,72 @@ def test_each_is_named_with_the_nearest(option):
 
 
 def test_a_config_that_is_not_there():
-    with pytest.raises(UserError, match="ahpa_sit-b.py"):
+    with pytest.raises(UserError, match="did you mean 'ahpa_sit-b'"):
         cli.training_config(arguments(ROOT / "configs" / "ahpa_sit_b.py"))
 
 
-def test_a_file_that_is_no_config(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = (", "SyntaxError"),
+        ("a = b", "NameError"),
+        ("model = dict()", "train_dataloader"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path, text, message):
     path = tmp_path / "broken.py"
-    for text, message in (("a = (", "SyntaxError"), ("a = b", "NameError"), ("model = dict()", "train_dataloader")):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            cli.training_config(arguments(path))
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        cli.training_config(arguments(path))
 
 
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+SCRIPT = """
+import sys
+from ahpa.cli import train
+code = train.main(sys.argv[1:])
+heavy = [name for name in ("diffusers", "timm", "open_clip") if name in sys.modules]
+print("imported", heavy)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
 def test_exit_code_2_before_anything_is_touched(tmp_path, dry):
-    """The real command: exit 2, one message and no traceback, no work dir, diffusers never imported."""
-    script = (
-        "import sys; sys.argv = ['tools/train.py', *sys.argv[1:]]; sys.path.insert(0, 'tools'); import train\n"
-        "code = train.main(); heavy = [m for m in ('diffusers', 'timm', 'open_clip') if m in sys.modules]\n"
-        "print('imported', heavy); sys.exit(code)"
-    )
+    """The real command: exit 2, one message without a traceback, no work dir, and no library of
+    weights imported."""
     work = tmp_path / "work"
+    given = ["configs/ahpa_sit-b_router-lut.py", "--work-dir", str(work), *dry]
+    option = ["--cfg-options", "model.alignments.main.router.bin=5"]
     done = subprocess.run(
-        [sys.executable, "-c", script, "configs/ahpa_sit-b_router-lut.py", "--work-dir", str(work), *dry,
-         "--cfg-options", "model.alignments.main.router.bin=5"],
-        capture_output=True, text=True, cwd=ROOT, env=environment())  # fmt: skip
-    assert done.returncode == 2
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith("error: model.alignments.main.router: LUTRouter has no option 'bin'")
+        [sys.executable, "-c", SCRIPT, *given, *option],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
     )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: model.alignments.main.router: LUTRouter has no option 'bin'")
     assert "Traceback" not in done.stderr and "bins" in done.stderr
     assert "imported []" in done.stdout and not work.exists()
 
 
+SIT = ROOT / "configs" / "ahpa_sit-b.py"
+
+
 def test_data_that_is_not_there(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "tools/train.py", "configs/ahpa_sit-b.py", "--data", str(tmp_path / "none"), "--vae", "bundled",
-         "--work-dir", str(tmp_path / "work")],
-        capture_output=True, text=True, cwd=ROOT, env=environment())  # fmt: skip
+    data = ["--data", tmp_path / "none", "--vae", "bundled", "--work-dir", tmp_path / "work"]
+    done = call("train", SIT, *data)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert str(tmp_path / "none") in done.stderr and "--demo" in done.stderr
 
 
-def test_an_autoencoder_that_is_not_there(tmp_path):
-    """Without network and cache: what was looked for, where, and what to do; never a silent fall-back (R19)."""
-    for vae in ("stabilityai/sd-vae-ft-mse", str(tmp_path / "no_vae")):
-        done = subprocess.run(
-            [sys.executable, "tools/train.py", "configs/ahpa_sit-b.py", "--demo", "--vae", vae,
-             "--work-dir", str(tmp_path / "work")],
-            capture_output=True, text=True, cwd=ROOT, env=environment(HF_HOME=str(tmp_path / "hf")))  # fmt: skip
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-        assert vae in done.stderr and "--vae" in done.stderr
+@pytest.mark.parametrize("vae", ["stabilityai/sd-vae-ft-mse", "no_vae"])
+def test_an_autoencoder_that_is_not_there(tmp_path, vae):
+    """Without network and cache: what was looked for, where, and what to do; never a silent
+    fall-back (R19)."""
+    vae = vae if "/" in vae else str(tmp_path / vae)
+    given = ["--demo", "--vae", vae, "--work-dir", tmp_path / "work"]
+    done = tool("train", SIT, *given, HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert vae in done.stderr and "--vae" in done.stderr

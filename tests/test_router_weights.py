@@ -1,16 +1,18 @@
-"""Each router's weights, the time encodings and the entropies against formulas written out by hand."""
+"""Each router's weights, the time encodings and the entropies against formulas written out."""
 
 import math
 from itertools import pairwise
 
 import pytest
 import torch
+from support.registered import shipped
 from torch import nn
 
 from ahpa.registry import ROUTERS, TIME_ENCODINGS, build
-from ahpa.registry.contracts import LevelSpec
+from ahpa.registry.contracts import LevelSpec, TimeEncoding
 from ahpa.routers import entropies
-from ahpa.testing import check_router
+from ahpa.testing.common import toy_geometry
+from ahpa.testing.routers import check_router, check_time_encoding
 
 SPEC = {name: LevelSpec(6, stride) for name, stride in (("b", 2), ("c", 4), ("d", 8), ("e", 8))}
 GRID, WIDTH, BATCH = (4, 4), 7, 3
@@ -26,20 +28,27 @@ def _seeded():
 
 
 def make(name, *, groups="2/2", **options):
-    return build(ROUTERS, dict(type=name, groups=groups, **options), spec=SPEC, grid=GRID, content_dim=WIDTH)
+    cfg = dict(type=name, groups=groups, **options)
+    return build(ROUTERS, cfg, levels=SPEC, geometry=toy_geometry(width=WIDTH))
 
 
 def random_features():
     sides = {2: 16, 4: 8, 8: 4}
-    return {name: torch.randn(BATCH, channels, sides[s], sides[s]) for name, (channels, s) in SPEC.items()}
+    return {
+        name: torch.randn(BATCH, channels, sides[s], sides[s])
+        for name, (channels, s, _) in SPEC.items()
+    }
 
 
 def random_content(seed=1):
-    return torch.randn(BATCH, GRID[0] * GRID[1], WIDTH, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        BATCH, GRID[0] * GRID[1], WIDTH, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def by_hand(logits, sizes, groups):
-    """Softmax over each stretch of the logits [B, outputs] -> ({group: alpha}, beta), with exp and sum only."""
+    """Softmax over each stretch of the logits [B, outputs] -> ({group: alpha}, beta), with exp and
+    sum only."""
     parts, first = [], 0
     for size in sizes:
         part = logits[:, first : first + size].exp()
@@ -67,23 +76,37 @@ def run_layers(x, weights, biases):
 
 def layers(mlp):
     state = mlp.state_dict()
-    return [v for k, v in state.items() if k.endswith("weight")], [v for k, v in state.items() if k.endswith("bias")]
+    return [v for k, v in state.items() if k.endswith("weight")], [
+        v for k, v in state.items() if k.endswith("bias")
+    ]
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4])
 def test_mlp_router(depth):
-    router = make("MLPRouter", groups=UNEVEN, depth=depth, hidden_dim=9, encoding=dict(type="LinearEncoding", dim=4))
+    router = make(
+        "MLPRouter",
+        groups=UNEVEN,
+        depth=depth,
+        hidden_dim=9,
+        encoding=dict(type="LinearEncoding", dim=4),
+    )
     weights, biases = layers(router.mlp)
     assert len(weights) == depth
-    e = torch.stack([t * router.encoding.linear.weight[:, 0] + router.encoding.linear.bias for t in T])
+    e = torch.stack(
+        [t * router.encoding.linear.weight[:, 0] + router.encoding.linear.bias for t in T]
+    )
     assert_weights(router, T, run_layers(e.detach(), weights, biases))
 
 
-@pytest.mark.parametrize(("depth", "expected"), [(3, 101_642), (4, 167_434), (5, 233_226), (8, 430_602)])
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(3, 101_642), (4, 167_434), (5, 233_226), (8, 430_602)]
+)
 def test_mlp_router_has_the_papers_number_of_parameters(depth, expected):
-    """METHODS section 12: .102, .167, .233, .431 M, the embedding W t + b included, for 15 levels in 4/4."""
+    """METHODS section 12: .102, .167, .233, .431 M for 15 levels in 4/4, the embedding W t + b
+    included."""
     spec = {f"l{index}": LevelSpec(8, 8) for index in range(15)}
-    router = build(ROUTERS, dict(type="MLPRouter", depth=depth), spec=spec, grid=GRID, content_dim=WIDTH)
+    cfg = dict(type="MLPRouter", depth=depth)
+    router = build(ROUTERS, cfg, levels=spec, geometry=toy_geometry(width=WIDTH))
     widths = [128] + [256] * (depth - 1) + [10]
     assert 2 * 128 + sum(a * b + b for a, b in pairwise(widths)) == expected
     assert sum(p.numel() for p in router.parameters()) == expected
@@ -92,12 +115,16 @@ def test_mlp_router_has_the_papers_number_of_parameters(depth, expected):
 def test_lut_router_reads_the_row_of_t():
     router = make("LUTRouter", groups=UNEVEN)
     intra, inter = router.weights(T)
-    assert torch.equal(intra["x"], torch.full((BATCH, 3), 1 / 3)) and torch.equal(inter, torch.full((BATCH, 2), 0.5))
+    assert torch.equal(intra["x"], torch.full((BATCH, 3), 1 / 3)) and torch.equal(
+        inter, torch.full((BATCH, 2), 0.5)
+    )
     nn.init.normal_(router.alpha_table)
     nn.init.normal_(router.beta_table)
     times = [0.0, 0.0999, 0.1001, 0.5, 0.899, 0.901, 0.9999, 1.0]
     rows = [0, 0, 1, 5, 8, 9, 9, 9]  # AHPA's example: 0.899 -> 0.901 changes the bin
-    logits = torch.stack([torch.cat([router.alpha_table[row], router.beta_table[row]]) for row in rows]).detach()
+    logits = torch.stack(
+        [torch.cat([router.alpha_table[row], router.beta_table[row]]) for row in rows]
+    ).detach()
     assert_weights(router, torch.tensor(times), logits)
 
 
@@ -105,7 +132,11 @@ def test_lut_router_stays_in_the_table_beyond_0_and_1():
     router = make("LUTRouter", bins=4)
     nn.init.normal_(router.beta_table)
     beta = router.weights(torch.tensor([-0.1, 0.0, 1.0, 1.1]))[1]
-    assert torch.equal(beta[0], beta[1]) and torch.equal(beta[2], beta[3]) and not torch.equal(beta[1], beta[2])
+    assert (
+        torch.equal(beta[0], beta[1])
+        and torch.equal(beta[2], beta[3])
+        and not torch.equal(beta[1], beta[2])
+    )
 
 
 def test_attention_router():
@@ -114,7 +145,9 @@ def test_attention_router():
     logits = torch.zeros(BATCH, 6)
     for b in range(BATCH):
         query = router.query.weight @ e[b]
-        scores = torch.stack([math.exp((query @ key).item() / math.sqrt(5)) * torch.ones(()) for key in router.keys])
+        scores = torch.stack(
+            [math.exp((query @ key).item() / math.sqrt(5)) * torch.ones(()) for key in router.keys]
+        )
         for share, value in zip(scores / scores.sum(), router.values, strict=True):
             logits[b] += share * value.detach()
     assert_weights(router, T, logits)
@@ -122,10 +155,14 @@ def test_attention_router():
 
 @pytest.mark.parametrize("combine", ["concat", "add"])
 def test_content_router(combine):
-    router = make("ContentRouter", groups=UNEVEN, combine=combine, encoding=dict(type="LinearEncoding", dim=4)).eval()
+    router = make(
+        "ContentRouter", groups=UNEVEN, combine=combine, encoding=dict(type="LinearEncoding", dim=4)
+    ).eval()
     content = random_content()
     e = router.encoding(T).detach()
-    seen = torch.stack([router.embed.weight @ tokens.mean(0) + router.embed.bias for tokens in content]).detach()
+    seen = torch.stack(
+        [router.embed.weight @ tokens.mean(0) + router.embed.bias for tokens in content]
+    ).detach()
     weights, biases = layers(router.mlp)
     assert weights[0].shape[1] == (8 if combine == "concat" else 4)
     x = torch.cat([e, seen], 1) if combine == "concat" else e + seen
@@ -146,7 +183,9 @@ def test_content_router_follows_the_mean_content():
     means = [batch.mean((0, 1)) for batch in batches]
     router.weights(T, batches[0])
     torch.testing.assert_close(router.mean_content, means[0])
-    router.weights(T, torch.full_like(batches[0], float("nan")))  # left out: a bad batch must not stay in the state
+    router.weights(
+        T, torch.full_like(batches[0], float("nan"))
+    )  # left out: a bad batch must not stay in the state
     router.weights(T, batches[1])
     router.weights(T, None)
     expected = 0.99 * means[0] + 0.01 * means[1]
@@ -156,19 +195,25 @@ def test_content_router_follows_the_mean_content():
     router.weights(T, batches[2])
     torch.testing.assert_close(router.mean_content, expected)
     same = expected.expand(BATCH, 16, WIDTH)
-    for with_mean, with_tokens in zip(router.weights(T)[0].values(), router.weights(T, same)[0].values(), strict=True):
+    for with_mean, with_tokens in zip(
+        router.weights(T)[0].values(), router.weights(T, same)[0].values(), strict=True
+    ):
         torch.testing.assert_close(with_mean, with_tokens)
 
 
 def test_static_router():
     intra, inter = make("StaticRouter", groups=UNEVEN).weights(T)
-    assert torch.equal(intra["x"], torch.full((BATCH, 3), 1 / 3)) and torch.equal(intra["y"], torch.ones(BATCH, 1))
+    assert torch.equal(intra["x"], torch.full((BATCH, 3), 1 / 3)) and torch.equal(
+        intra["y"], torch.ones(BATCH, 1)
+    )
     assert torch.equal(inter, torch.full((BATCH, 2), 0.5))
 
 
 def test_linear_router():
     intra, inter = make("LinearRouter").weights(T)
-    torch.testing.assert_close(inter, torch.tensor([[1.0, 0.0], [0.63, 0.37], [0.0, 1.0]]))  # mid, deep
+    torch.testing.assert_close(
+        inter, torch.tensor([[1.0, 0.0], [0.63, 0.37], [0.0, 1.0]])
+    )  # mid, deep
     assert torch.equal(intra["mid"], torch.full((BATCH, 2), 0.5))
     swapped = make("LinearRouter", groups={"deep": ["d"], "mid": ["b"]})
     torch.testing.assert_close(swapped.weights(T)[1], inter.flip(1))
@@ -195,12 +240,15 @@ def test_sigmoid_betas_are_independent(name):
 @pytest.mark.parametrize("name", [name for name in LEARNED if name != "LUTRouter"])
 def test_zero_init_starts_uniform(name):
     intra, inter = make(name, zero_init=True, groups=UNEVEN).weights(T, random_content())
-    assert torch.equal(intra["x"], torch.full((BATCH, 3), 1 / 3)) and torch.equal(inter, torch.full((BATCH, 2), 0.5))
+    assert torch.equal(intra["x"], torch.full((BATCH, 3), 1 / 3)) and torch.equal(
+        inter, torch.full((BATCH, 2), 0.5)
+    )
     assert make(name, groups=UNEVEN).weights(T, random_content())[1].std() > 0
 
 
 def test_the_router_learns_which_level_is_asked_for():
-    """Gradient steps on a squared error find the level that made the target, and another one at another t."""
+    """Gradient steps on a squared error find the level that made the target, and another one at
+    another t."""
     router = make("MLPRouter", groups={"one": ["d", "e"]}, hidden_dim=16)
     optimizer = torch.optim.Adam(router.parameters(), lr=0.02)
     features = random_features()
@@ -253,7 +301,57 @@ def test_fourier_frequencies_have_their_own_seed():
     assert abs(first.std() - 1) < 0.05 and abs(first.mean()) < 0.06
 
 
-@pytest.mark.parametrize("name", TIME_ENCODINGS.names())
+@pytest.mark.parametrize("name", shipped(TIME_ENCODINGS))
+def test_contract_of_the_encodings(name):
+    check_time_encoding(dict(type=name))
+
+
+class Constant(TimeEncoding):
+    """Broken: all times are encoded alike."""
+
+    dim = 4
+
+    def forward(self, t):
+        return torch.zeros(len(t), 4)
+
+
+class WrongWidth(TimeEncoding):
+    """Broken: wider than it says."""
+
+    dim = 4
+
+    def forward(self, t):
+        return t[:, None].expand(-1, 5)
+
+
+class Relative(TimeEncoding):
+    """Broken: a time is encoded relative to the others of the batch."""
+
+    dim = 1
+
+    def forward(self, t):
+        return (t - t.mean())[:, None]
+
+
+class Half(TimeEncoding):
+    """Broken: not float32."""
+
+    dim = 1
+
+    def forward(self, t):
+        return t[:, None].half()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [(Constant, "alike"), (WrongWidth, "dim"), (Relative, "with others"), (Half, "float32")],
+)
+def test_the_check_finds_a_broken_encoding(broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_time_encoding(broken())
+
+
+@pytest.mark.parametrize("name", shipped(TIME_ENCODINGS))
 def test_every_encoding_serves_every_router_that_takes_one(name):
     encoding = dict(type=name, dim=6)
     for router in ("MLPRouter", "AttentionRouter", "ContentRouter"):
@@ -268,7 +366,9 @@ def test_every_encoding_serves_every_router_that_takes_one(name):
 
 def test_entropies_by_hand_and_their_gradient():
     alpha = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
-    beta = torch.tensor([[0.2, 0.2], [0.9, 0.3]])  # sigmoid betas: normalised to (.5, .5), (.75, .25)
+    beta = torch.tensor(
+        [[0.2, 0.2], [0.9, 0.3]]
+    )  # sigmoid betas: normalised to (.5, .5), (.75, .25)
     found = entropies({"mid": alpha, "deep": torch.full((2, 4), 0.25)}, beta)
     assert list(found) == ["inter", "intra_mid", "intra_deep"]
     quarter = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))

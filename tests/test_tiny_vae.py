@@ -1,4 +1,5 @@
-"""The bundled autoencoder: its files, Stable Diffusion's topology, and how well it reconstructs images it never saw."""
+"""The bundled autoencoder: its files, Stable Diffusion's topology, and how well it reconstructs
+images it never saw."""
 
 import io
 import json
@@ -19,7 +20,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Measured figures are in the model card; these floors lie 1 dB (agreement: 5 points) below.
 PSNR = dict(shapes=26.5, cifar=25.6, imagenet=24.0)
 AGREEMENT = 0.71
-# Module, channels and side at 64 px: the encoder's stages in the order in which an image passes them.
+# Module, channels and side at 64 px, in the order in which an image passes the encoder.
 TAPS = [
     ("conv_in", 24, 64),
     *[
@@ -39,9 +40,13 @@ TAPS = [
 ]
 
 
+def _read(dtype):
+    return AutoencoderKL.from_pretrained(FOLDER, torch_dtype=dtype, low_cpu_mem_usage=False)
+
+
 @pytest.fixture(scope="module")
 def vae():
-    return AutoencoderKL.from_pretrained(FOLDER, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()
+    return _read(torch.float32).eval()
 
 
 @torch.no_grad()
@@ -61,18 +66,21 @@ def _to_float(images):
 
 
 def _shapes(count, seed):
-    return _to_float([shapes.draw(i % 10, np.random.default_rng((seed, i)), 64) for i in range(count)])
+    streams = [np.random.default_rng((seed, i)) for i in range(count)]
+    return _to_float([shapes.draw(i % 10, stream, 64) for i, stream in enumerate(streams)])
 
 
 def _real(name, every, least):
-    """The held-out images of an archive: each `every`-th in the order of names, `least` of them at even distances."""
+    """The held-out images of an archive: each `every`-th in the order of names, of which about
+    `least` are kept, at even distances."""
     path = SHARED / "data" / name
     if not path.exists():
         pytest.skip(f"{name} is not in ../shared/data; the test needs real images")
     with zipfile.ZipFile(path) as file:
         names = sorted(n for n in file.namelist() if n.endswith(".jpg"))[every - 1 :: every]
         names = names[:: max(1, len(names) // least)]
-        return _to_float([np.asarray(Image.open(io.BytesIO(file.read(n))).convert("RGB")) for n in names])
+        opened = [Image.open(io.BytesIO(file.read(name))).convert("RGB") for name in names]
+        return _to_float([np.asarray(image) for image in opened])
 
 
 def _cifar(least):
@@ -88,17 +96,17 @@ def test_files_are_small_and_tell_no_secrets():
 
 
 def test_weights_are_finite_float16():
-    model = AutoencoderKL.from_pretrained(FOLDER, torch_dtype=torch.float16, low_cpu_mem_usage=False)
-    assert all(p.dtype == torch.float16 and p.isfinite().all() for p in model.parameters())
+    parameters = list(_read(torch.float16).parameters())
+    assert all(p.dtype == torch.float16 and p.isfinite().all() for p in parameters)
 
 
 def test_encoder_has_the_fifteen_taps(vae):
     seen = []
     modules = dict(vae.encoder.named_modules())
-    hooks = [
-        modules[name].register_forward_hook(lambda _, __, out, name=name: seen.append((name, *out.shape[1:])))
-        for name, _, _ in TAPS
-    ]
+    hooks = []
+    for name, _, _ in TAPS:
+        hook = lambda _, __, out, name=name: seen.append((name, *out.shape[1:]))  # noqa: E731
+        hooks.append(modules[name].register_forward_hook(hook))
     with torch.no_grad():
         latent = vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist
     for hook in hooks:
@@ -110,7 +118,8 @@ def test_encoder_has_the_fifteen_taps(vae):
 
 def test_latent_is_standardised(vae):
     with torch.no_grad():
-        z = vae.encode(_shapes(100, seed=77)).latent_dist.mode() * vae.config.scaling_factor  # [100, 4, 8, 8]
+        raw = vae.encode(_shapes(100, seed=77)).latent_dist.mode()  # [100, 4, 8, 8]
+    z = raw * vae.config.scaling_factor
     assert 0.7 < z.std() < 1.3
     assert (z.mean((0, 2, 3)).abs() < 0.6).all()
 
@@ -137,27 +146,35 @@ def test_keeps_what_cifar_images_show(vae):
 
     path = SHARED / "weights" / "cifar10_resnet56.safetensors"
     if not path.exists():
-        pytest.skip("cifar10_resnet56.safetensors is not in ../shared/weights; the test needs a classifier")
+        pytest.skip("cifar10_resnet56.safetensors, a classifier, is not in ../shared/weights")
     images, doubled = _cifar(500)
     weights = {name: value.float() for name, value in load_file(path).items()}
-    same = _classify(weights, images) == _classify(weights, F.avg_pool2d(_reconstruct(vae, doubled), 2))
+    again = F.avg_pool2d(_reconstruct(vae, doubled), 2)
+    same = _classify(weights, images) == _classify(weights, again)
     assert same.float().mean() > AGREEMENT
 
 
 @torch.no_grad()
 def _classify(w, x):
-    """The CIFAR-10 ResNet-56 (three stages of nine blocks, parameter-free shortcuts): [B, 3, 32, 32] -> class [B]."""
+    """The CIFAR-10 ResNet-56 (three stages of nine blocks, parameter-free shortcuts).
+
+    x [B, 3, 32, 32] in [-1, 1] -> class [B]
+    """
+    statistics = ("running_mean", "running_var", "weight", "bias")
 
     def conv(x, conv, norm, stride=1):
         x = F.conv2d(x, w[f"{conv}.weight"], stride=stride, padding=1)
-        return F.batch_norm(x, *(w[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+        return F.batch_norm(x, *(w[f"{norm}.{part}"] for part in statistics))
 
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
     x = F.relu(conv((x / 2 + 0.5 - mean) / std, "conv1", "bn1"))
     for stage in (1, 2, 3):
         for block in range(9):
-            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            h = conv(F.relu(conv(x, f"{name}.conv1", f"{name}.bn1", stride)), f"{name}.conv2", f"{name}.bn2")
+            name = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            h = F.relu(conv(x, f"{name}.conv1", f"{name}.bn1", stride))
+            h = conv(h, f"{name}.conv2", f"{name}.bn2")
             extra = (h.shape[1] - x.shape[1]) // 2
             x = F.relu(h + F.pad(x[..., ::stride, ::stride], (0, 0, 0, 0, extra, extra)))
     return F.linear(x.mean((2, 3)), w["linear.weight"], w["linear.bias"]).argmax(1)

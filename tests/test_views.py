@@ -1,250 +1,259 @@
-"""Several noisings of each image, aligned with each other, on a decoupled transformer (DUPA), written out."""
+"""Several noisings of each image, aligned with each other (DUPA), written out: the views of the
+flows, and the alignment on a backbone, without the engine."""
+
+import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.backbones import joint_block, moved, norm
+from support.backbones import moved
 
-from ahpa.engine.dryrun import synthetic_batch
-from ahpa.registry import BACKBONES, FLOW_LOSSES, FLOWS, MODELS, ConfigError, build
-from ahpa.registry.contracts import Denoised, Step, TextCond
-from ahpa.testing import check_backbone
-
-DDT = dict(type="DDT", depth=5, encoder_depth=2, hidden_size=48, num_heads=4, num_classes=10)
-DIT = {**DDT, "type": "DDTDiT"}
-MMDIT = dict(type="DDTMMDiT", depth=4, encoder_depth=2, hidden_size=48, num_heads=4, text_dim=20)
-VIEWS = dict(
-    type="ViewAlignment", tap=2, out_dim=12, weight=0.5, projector=dict(type="MLPProjector", hidden_dim=24, gain=0.5)
+from ahpa.registry import ALIGNMENTS, FLOW_LOSSES, FLOWS, PAIR_LOSSES, ConfigError, build
+from ahpa.registry.contracts import (
+    BackboneOutput,
+    Clean,
+    Condition,
+    LevelSpec,
+    PairLoss,
+    Progress,
+    Tap,
+    TargetView,
+    TextCond,
 )
+from ahpa.testing.common import toy_geometry
+
+SIZES = dict(depth=5, encoder_depth=2, hidden_size=48, num_heads=4)
+DDT = dict(type="DDT", num_classes=10, **SIZES)
+DIT = {**DDT, "type": "DDTDiT"}
+MMDIT = dict(type="DDTMMDiT", text_dim=20, **SIZES)
+GEOMETRY = toy_geometry(width=48, depth=5)
+PROJECTOR = dict(type="MLPProjector", hidden_dim=24, gain=0.5)
+SECOND = frozenset({Tap(2)})
+VIEWS = dict(type="ViewAlignment", tap=2, out_dim=12, weight=0.5, projector=PROJECTOR)
 
 
-def model(*, views=2, **changes):
+def flow_of(name="Flow", *, views=2, geometry=GEOMETRY):
+    return build(FLOWS, dict(type=name, views=views), geometry=geometry)
+
+
+def alignment_of(flow, priors=None, **changes):
     torch.manual_seed(0)
-    own = build(MODELS, {**dict(
-        type="AlignedDenoiser", resolution=64, tokenizer=dict(type="KLAutoencoder", source="bundled"), ema=0.9,
-        backbone=DDT, flow=dict(type="Flow", views=views), alignments=dict(views=VIEWS)), **changes})  # fmt: skip
+    parts = dict(name="views", geometry=GEOMETRY, flow=flow, priors=priors or {})
+    own = build(ALIGNMENTS, {**VIEWS, **changes}, where="model.alignments.views", **parts)
     with torch.no_grad():
         for p in own.parameters():
             p.add_(0.05 * torch.randn_like(p))
     return own
 
 
-@pytest.mark.parametrize("backbone", [{**MMDIT, "pooled_dim": 7}, {**MMDIT, "encoder_depth": 3}], ids=str)
-def test_conformance(backbone):
-    check_backbone(backbone)
+def step_of(backbone, flow, *, batch=2, taps=SECOND):
+    """A training step up to the backbone's output, of random latents."""
+    draw = torch.Generator().manual_seed(4)
+    streams = {"image": torch.randn(batch, 4, 8, 8, generator=draw)}
+    if backbone.takes == "prompts":
+        label = TextCond(torch.randn(batch, 5, 20, generator=draw))
+    else:
+        label = torch.randint(10, (batch,), generator=draw)
+    noised = flow.sample(streams, draw)
+    cond = Condition(label).repeat(noised.views)
+    out = backbone(noised.x, noised.t, cond.value, taps=taps)
+    return TargetView(clean=Clean(streams=streams), noised=noised, cond=cond, out=out)
 
 
-def test_the_decoupled_pass_written_out():
-    net = model().backbone
-    x, t, label = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.2, 0.7]), torch.tensor([1, 10])
-    out = net(x, t, label, taps=frozenset({1, 2, 4}))
-    time = net.t_embedder(t)
-    h, c = net.x_embedder(x["image"]) + net.pos_embed, time + net.y_embedder(label)
-    taps = {}
-    for number in (1, 2):
-        taps[number] = h = net.blocks[number - 1](h, c)
-    s = taps[2] = F.silu(time[:, None] + h)  # [B, N, D]
-    h = net.decoder_embedder(x["image"]) + net.pos_embed
-    for number in (3, 4, 5):
-        block = net.blocks[number - 1]
-        m = F.linear(s, block.adaLN_modulation[1].weight, block.adaLN_modulation[1].bias).chunk(6, dim=-1)
-        h = h + m[2] * block.attn(F.layer_norm(h, (48,), eps=1e-6) * (1 + m[1]) + m[0])
-        taps[number] = h = h + m[5] * block.mlp(F.layer_norm(h, (48,), eps=1e-6) * (1 + m[4]) + m[3])
-    layer = net.final_layer.adaLN_modulation[1]
-    shift, scale = F.linear(s, layer.weight, layer.bias).chunk(2, dim=-1)
-    wanted = net.unpatchify(net.final_layer.linear(F.layer_norm(h, (48,), eps=1e-6) * (1 + scale) + shift))
-    torch.testing.assert_close(out.pred["image"], wanted, rtol=1e-5, atol=1e-5)
-    for number, tokens in out.taps.items():
-        torch.testing.assert_close(tokens.tokens, taps[number], rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("views", [2, 3])
+def test_the_loss_written_out(views):
+    flow = flow_of(views=views)
+    own, view = alignment_of(flow), step_of(moved(DDT), flow)
+    losses = own(view, {}, Progress())
+    z = [own.projector.mlp(part) for part in view.out.taps[Tap(2)].chunk(views)]
+    cosines = [F.cosine_similarity(z[i], z[j], -1).mean() for i in range(views) for j in range(i)]
+    wanted = 1 - torch.stack(cosines).mean()
+    assert [(term.name, term.weight) for term in losses.terms] == [("views/cosine", 0.5)]
+    torch.testing.assert_close(losses.terms[0].value, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(losses.total, 0.5 * wanted, rtol=1e-4, atol=1e-6)
+    assert not losses.diagnostics and own.reads == {} and own.taps == {Tap(2)}
 
-
-@pytest.mark.parametrize("backbone", [DDT, MMDIT], ids=["DDT", "DDTMMDiT"])
-def test_checkpointing_gives_the_same_gradients(backbone):
-    plain, saving = (
-        build(BACKBONES, {**backbone, "gradient_checkpointing": on}, input_size=8, in_channels=4)
-        for on in (False, True)
+    flow_loss = build(FLOW_LOSSES, dict(type="FlowMatchingLoss"), geometry=GEOMETRY, flow=flow)
+    pairs = zip(
+        view.out.pred["image"].chunk(views), view.noised.target["image"].chunk(views), strict=True
     )
-    with torch.no_grad():
-        for i, p in enumerate(plain.parameters()):
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    saving.load_state_dict(plain.state_dict())
-    x, t, cond = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.2, 0.7]), torch.tensor([1, 10])
-    cond = TextCond(torch.randn(2, 5, 20)) if backbone is MMDIT else cond
-    for net in (plain, saving):
-        net.train()(x, t, cond).pred["image"].square().mean().backward()
-    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+    each = torch.stack([(a - b).square().mean() for a, b in pairs])
+    torch.testing.assert_close(flow_loss(view).total, each.mean())
 
 
-def test_on_dit_it_is_the_same_split_of_the_steps_numbers():
-    dit, ddt = moved(DIT), build(BACKBONES, {**DDT, "learn_sigma": True}, input_size=8, in_channels=4).eval()
-    ddt.load_state_dict(dit.state_dict())
-    x, label = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([1, 10])
-    index = torch.tensor([3, 640])
-    ours, theirs = dit(x, index / 1000, label, frozenset({2})), ddt(x, index.float(), label, frozenset({2}))
-    assert ours.pred["image"].shape == (2, 8, 8, 8)
-    torch.testing.assert_close(ours.pred["image"], theirs.pred["image"])
-    torch.testing.assert_close(ours.taps[2].tokens, theirs.taps[2].tokens)
+def test_prefix_tokens_are_left_out():
+    flow = flow_of()
+    own, view = alignment_of(flow), step_of(moved(DDT), flow)
+    tokens = view.out.taps[Tap(2)]
+    longer = torch.cat([torch.ones(len(tokens), 1, 48), tokens], 1)
+    out = BackboneOutput(view.out.pred, {Tap(2): longer}, 1, (4, 4))
+    with_prefix = dataclasses.replace(view, out=out)
+    assert torch.equal(own(with_prefix, {}, Progress()).total, own(view, {}, Progress()).total)
 
 
-@pytest.mark.parametrize("pooled", [None, 7])
-def test_the_decoupled_joint_pass_written_out(pooled):
-    """With plain operations: in the decoder the image half has a modulation for each token, the text half the time's."""
-    net = moved({**MMDIT, "pooled_dim": pooled})
-    x, t = {"image": torch.randn(2, 4, 8, 8)}, torch.tensor([0.2, 0.7])
-    cond = TextCond(torch.randn(2, 5, 20), None if pooled is None else torch.randn(2, pooled))
-    out, w = net(x, t, cond, taps=frozenset({1, 2, 3, 4})), net.state_dict()
-    linear = lambda name, x: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
-    time = net.t_embedder(t)
-    c = time if pooled is None else time + linear("y_embedder.mlp.2", F.silu(linear("y_embedder.mlp.0", cond.pooled)))
-    whole = c[:, None].expand(-1, 16, -1)  # the encoder's, the same for each image token
-    image, text = net.x_embedder(x["image"]) + net.pos_embed, linear("context_embedder", cond.tokens)
-    own = whole
-    for i in range(4):
-        if i == 2:
-            own = time[:, None] + image
-            torch.testing.assert_close(out.taps[2].tokens, F.silu(own), rtol=1e-4, atol=1e-5)
-            kernel = w["decoder_embedder.proj.weight"]
-            image = (
-                F.conv2d(x["image"], kernel, w["decoder_embedder.proj.bias"], stride=2).flatten(2).mT + net.pos_embed
-            )
-        text, image = joint_block(w, i, text, image, [F.silu(c)[:, None], F.silu(own)])
-        if i != 1:
-            torch.testing.assert_close(out.taps[i + 1].tokens, image, rtol=1e-4, atol=1e-5)
-    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(own)).split(48, -1)
-    wanted = net.unpatchify(linear("final_layer.linear", norm(image) * (1 + scale) + shift))
-    torch.testing.assert_close(out.pred["image"], wanted, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("backbone", [DIT, MMDIT], ids=["DDTDiT", "DDTMMDiT"])
+def test_views_on_the_other_transformers(backbone):
+    net = moved(backbone)
+    geometry = toy_geometry(width=48, depth=5, out_channels=net.out_channels)
+    name, loss = ("DiscreteFlow", "HybridLoss") if backbone is DIT else ("Flow", "FlowMatchingLoss")
+    flow = flow_of(name, geometry=geometry)
+    own, view = alignment_of(flow), step_of(net, flow)
+    flow_loss = build(FLOW_LOSSES, dict(type=loss), geometry=geometry, flow=flow)
+    losses = own(view, {}, Progress())
+    a, b = (own.projector.mlp(part) for part in view.out.taps[Tap(2)].chunk(2))
+    wanted = 0.5 * (1 - F.cosine_similarity(a, b, dim=-1).mean())
+    torch.testing.assert_close(losses.total, wanted, rtol=1e-4, atol=1e-6)
+    (losses + flow_loss(view)).total.backward()
+    trained = [*net.parameters(), *own.parameters()]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained if p.requires_grad)
 
 
 @pytest.mark.parametrize("views", [2, 3])
 def test_the_hybrid_loss_of_views_is_the_mean_of_each_views(views):
     """Each view's own loss on its own step and noise, as a flow of one view has it."""
-    flow = build(FLOWS, dict(type="DiscreteFlow", views=views))
-    noisy = flow.sample({"image": torch.randn(4, 4, 8, 8)}, torch.Generator().manual_seed(0))
-    assert noisy.views == views and len(set(noisy.t.tolist())) == 4 * views
-    torch.testing.assert_close(noisy.t * 1000, (noisy.t * 1000).round())
-    assert all(torch.equal(part, noisy.data["image"][:4]) for part in noisy.data["image"].chunk(views))
-    pred, loss = torch.randn(4 * views, 8, 8, 8), build(FLOW_LOSSES, dict(type="HybridLoss"))
-    whole = loss(Step(batch={}, flow=flow, noisy=noisy, out=Denoised({"image": pred}, {})))
+    geometry = toy_geometry(width=48, depth=5, out_channels=8)
+    flow = flow_of("DiscreteFlow", views=views, geometry=geometry)
+    streams = {"image": torch.randn(4, 4, 8, 8)}
+    noised = flow.sample(streams, torch.Generator().manual_seed(0))
+    assert noised.views == views and len(set(noised.t.tolist())) == 4 * views
+    torch.testing.assert_close(noised.t * 1000, (noised.t * 1000).round())
+    assert all(torch.equal(part, streams["image"]) for part in noised.data["image"].chunk(views))
+    pred = torch.randn(4 * views, 8, 8, 8)
+    loss = build(FLOW_LOSSES, dict(type="HybridLoss"), geometry=geometry, flow=flow)
+
+    def terms(noised, pred):
+        labels = torch.zeros(len(pred), dtype=torch.long)
+        out = BackboneOutput({"image": pred}, {}, 0, (4, 4))
+        view = TargetView(Clean(streams=streams), noised, Condition(labels), out)
+        return {term.name: term.weight * term.value for term in loss(view).terms}
+
+    whole = terms(noised, pred)
     each = []
     for i in range(views):
         rows = slice(4 * i, 4 * i + 4)
-        cut = lambda streams, rows=rows: {"image": streams["image"][rows]}  # noqa: E731
-        own = noisy._replace(x=cut(noisy.x), t=noisy.t[rows], target=cut(noisy.target), data=cut(noisy.data),
-                             noise=cut(noisy.noise), views=1)  # fmt: skip
-        each.append(loss(Step(batch={}, flow=flow, noisy=own, out=Denoised({"image": pred[rows]}, {}))))
-    assert set(whole) == {"loss_flow", "loss_flow_vlb"}
+        parts = {}
+        for name in ("x", "target", "data", "noise"):
+            streams_of = dataclasses.asdict(noised)[name]
+            parts[name] = {"image": streams_of["image"][rows]}
+        own = dataclasses.replace(noised, t=noised.t[rows], views=1, **parts)
+        each.append(terms(own, pred[rows]))
+    assert set(whole) == {"flow", "flow/vlb"}
     for name, value in whole.items():
         torch.testing.assert_close(value, torch.stack([one[name] for one in each]).mean())
 
 
 def test_one_view_draws_what_it_drew_before():
     """The step first, then the noise: the numbers of a generator by themselves."""
-    noisy = build(FLOWS, dict(type="DiscreteFlow")).sample(
-        {"image": torch.zeros(5, 4, 2, 2)}, torch.Generator().manual_seed(7)
-    )
+    flow = flow_of("DiscreteFlow", views=1)
+    noised = flow.sample({"image": torch.zeros(5, 4, 2, 2)}, torch.Generator().manual_seed(7))
     stream = torch.Generator().manual_seed(7)
-    assert torch.equal(noisy.t, torch.randint(1000, (5,), generator=stream).float() / 1000)
-    assert torch.equal(noisy.noise["image"], torch.randn(5, 4, 2, 2, generator=stream)) and noisy.views == 1
-    for views in (0, 1.5, True):
-        with pytest.raises(ConfigError, match="views"):
-            build(FLOWS, dict(type="DiscreteFlow", views=views))
+    assert torch.equal(noised.t, torch.randint(1000, (5,), generator=stream).float() / 1000)
+    noise = torch.randn(5, 4, 2, 2, generator=stream)
+    assert torch.equal(noised.noise["image"], noise) and noised.views == 1
 
 
-@pytest.mark.parametrize("backbone, changes", [
-    (DIT, dict(flow=dict(type="DiscreteFlow", views=2), flow_loss=dict(type="HybridLoss"))),
-    (MMDIT, dict(conditioner=dict(type="TextConditioner", encoder=dict(type="WordEncoder", width=20, length=6))))],
-    ids=["DDTDiT", "DDTMMDiT"])  # fmt: skip
-def test_views_on_the_other_transformers(backbone, changes):
-    own = model(backbone=backbone, **changes)
-    batch = {**synthetic_batch(own, batch=2), "noise_seed": 4}
-    seen = []
-    own.backbone.register_forward_hook(lambda module, args, out: seen.append(out))
-    losses = own.loss(batch)
-    a, b = (own.alignments["views"].projector.mlp(part) for part in seen[0].taps[2].tokens.chunk(2))
-    wanted = 0.5 * (1 - F.cosine_similarity(a, b, dim=-1).mean())
-    torch.testing.assert_close(losses["loss_views_cosine"], wanted, rtol=1e-4, atol=1e-6)
-    sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in own.parameters() if p.requires_grad)
+@pytest.mark.parametrize("name", ["Flow", "DiscreteFlow"])
+@pytest.mark.parametrize("views", [0, 1.5, True])
+def test_a_flow_refuses_other_numbers_of_views(name, views):
+    with pytest.raises(ConfigError, match="views"):
+        flow_of(name, views=views)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_each_view_has_its_own_time_and_noise(views):
     data = {"image": torch.randn(4, 4, 8, 8)}
-    noisy = build(FLOWS, dict(type="Flow", views=views)).sample(data, torch.Generator().manual_seed(0))
-    assert noisy.views == views and noisy.x["image"].shape == (4 * views, 4, 8, 8)
-    assert len(set(noisy.t.tolist())) == 4 * views
-    for part in noisy.data["image"].chunk(views):
+    noised = flow_of(views=views).sample(data, torch.Generator().manual_seed(0))
+    assert noised.views == views and noised.x["image"].shape == (4 * views, 4, 8, 8)
+    assert len(set(noised.t.tolist())) == 4 * views
+    for part in noised.data["image"].chunk(views):
         assert torch.equal(part, data["image"])
-    s = noisy.t[:, None, None, None]
-    torch.testing.assert_close(noisy.x["image"], (1 - s) * noisy.data["image"] + s * noisy.noise["image"])
-
-
-@pytest.mark.parametrize("views", [2, 3])
-def test_the_loss_written_out(views):
-    own = model(views=views)
-    batch = {**synthetic_batch(own, batch=2), "noise_seed": 4}
-    seen = []
-    own.backbone.register_forward_hook(lambda module, args, out: seen.append((args, out)))
-    losses = own.loss(batch)
-    (_x, _t, label), out = seen[0][0][:3], seen[0][1]
-    assert torch.equal(label, label[:2].repeat(views))  # one draw of the label dropout for all views of an image
-    z = [own.alignments["views"].projector.mlp(part) for part in out.taps[2].tokens.chunk(views)]
-    cosines = [F.cosine_similarity(z[i], z[j], dim=-1).mean() for i in range(views) for j in range(i)]
-    torch.testing.assert_close(
-        losses["loss_views_cosine"], 0.5 * (1 - torch.stack(cosines).mean()), rtol=1e-4, atol=1e-6
-    )
-    step = own.begin(batch)
-    noisy = own.flow.sample(own.encode(step), step.generator)
-    per_view = [
-        (a - b).square().mean()
-        for a, b in zip(out.pred["image"].chunk(views), noisy.target["image"].chunk(views), strict=True)
-    ]
-    torch.testing.assert_close(losses["loss_flow"], torch.stack(per_view).mean())
+    s = noised.t[:, None, None, None]
+    wanted = (1 - s) * noised.data["image"] + s * noised.noise["image"]
+    torch.testing.assert_close(noised.x["image"], wanted)
 
 
 def test_both_sides_learn():
     """No stop-gradient: holding the other view fixed gives another gradient."""
-    own = model()
-    batch = {**synthetic_batch(own, batch=2), "noise_seed": 4}
-    own.loss(batch)["loss_views_cosine"].backward()
-    grads = [p.grad.clone() for p in own.alignments["views"].projector.parameters()]
+    flow = flow_of()
+    own, view = alignment_of(flow), step_of(moved(DDT), flow)
+    own(view, {}, Progress()).total.backward()
+    grads = [p.grad.clone() for p in own.projector.parameters()]
     own.zero_grad(set_to_none=True)
-    step = own.begin(batch)
-    step.noisy = own.flow.sample(own.encode(step), step.generator)
-    label = own.conditioner(step).repeat(2)
-    tokens = own.backbone(step.noisy.x, step.noisy.t, label, taps=frozenset({2})).taps[2].tokens
-    a, b = own.alignments["views"].projector.mlp(tokens).chunk(2)
+    a, b = own.projector.mlp(view.out.taps[Tap(2)].detach()).chunk(2)
     (0.5 * (1 - F.cosine_similarity(a, b.detach(), dim=-1).mean())).backward()
-    held = [p.grad for p in own.alignments["views"].projector.parameters()]
+    held = [p.grad for p in own.projector.parameters()]
     assert any(not torch.allclose(x, y, rtol=1e-3) for x, y in zip(grads, held, strict=True))
 
 
-def test_priors_of_the_images_serve_all_views():
-    ahpa = dict(tap=1, source="vae", router=dict(type="MLPRouter"))
-    own = model(priors=dict(vae=dict(type="VAETaps")), alignments=dict(views=VIEWS, ahpa=ahpa))
-    terms = own.loss({**synthetic_batch(own), "diagnose": True})
-    assert terms["loss_ahpa_cosine"].isfinite() and terms["loss_views_cosine"].isfinite()
+def test_a_routed_alignment_beside_it_sees_all_views():
+    """Levels of the images, repeated for the views, with each view's own time."""
+    flow = flow_of(views=3)
+    levels = {f"level{i}": LevelSpec(6, 8) for i in range(8)}
+    parts = dict(name="ahpa", geometry=GEOMETRY, flow=flow, priors={"vae": levels})
+    cfg = dict(type="Alignment", tap=1, source="vae", router=dict(type="MLPRouter"))
+    routed = build(ALIGNMENTS, cfg, **parts)
+    view = step_of(moved(DDT), flow, taps=frozenset({Tap(1), Tap(2)}))
+    features = {name: torch.randn(2, 6, 8, 8).repeat(3, 1, 1, 1) for name in levels}
+    shown = Progress(diagnose=True)
+    losses = alignment_of(flow)(view, {}, shown) + routed(view, {"vae": features}, shown)
+    assert [term.name for term in losses.terms] == ["views/cosine", "ahpa/cosine"]
+    assert losses.total.isfinite()
 
 
-def test_the_projectors_start_is_never_zero_and_its_gain_is_reduced():
+@PAIR_LOSSES.register_module()
+class SumAndGap(PairLoss):
+    """Two items of a pair."""
+
+    unweighted = ("gap",)
+
+    def forward(self, pred, target, token_weights=None):
+        return {"sum": (pred + target).mean(), "gap": (pred - target).square().mean()}
+
+
+def test_a_criterion_with_several_items_is_averaged_over_the_pairs_item_by_item():
+    flow = flow_of(views=3)
+    criteria = dict(both=dict(type="SumAndGap", weight=0.2))
+    own, view = alignment_of(flow, criteria=criteria), step_of(moved(DDT), flow)
+    losses = own(view, {}, Progress())
+    z = own.projector.mlp(view.out.taps[Tap(2)]).chunk(3)
+    pairs = [(z[0], z[1]), (z[0], z[2]), (z[1], z[2])]
+    weights = {term.name: term.weight for term in losses.terms}
+    assert weights == {"views/both/sum": 0.5 * 0.2, "views/both/gap": 1.0}
+    total, gap = (term.value for term in losses.terms)
+    torch.testing.assert_close(total, sum((a + b).mean() for a, b in pairs) / 3)
+    torch.testing.assert_close(gap, sum((a - b).square().mean() for a, b in pairs) / 3)
+
+
+def test_the_projectors_gain_is_reduced():
     wide = dict(type="MLPProjector", depth=3, hidden_dim=512)
-    linear = {gain: model(alignments=dict(views={**VIEWS, "projector": {**wide, "gain": gain}})).alignments["views"].projector.mlp[2].weight
-              for gain in (1.0, 0.25)}  # fmt: skip
-    assert (
-        0.5 < float(linear[0.25].detach().std() / linear[1.0].detach().std()) < 0.95
-    )  # 0.05 of noise was added to both
+    found = {}
+    for gain in (1.0, 0.25):
+        own = alignment_of(flow_of(), projector={**wide, "gain": gain})
+        found[gain] = float(own.projector.mlp[2].weight.detach().std())
+    assert 0.5 < found[0.25] / found[1.0] < 0.95  # 0.05 of noise was added to both
 
 
-@pytest.mark.parametrize("changes, word", [
-    (dict(backbone={**DDT, "encoder_depth": 5}), "1..4"), (dict(alignments=dict(views={**VIEWS, "tap": 6})), "1..5"),
-    (dict(views=0), "views"), (dict(alignments=dict(views={**VIEWS, "source": "vae"})), "source"),
-    (dict(alignments=dict(views={**VIEWS, "criteria": {}})), "criteria")], ids=str)  # fmt: skip
+def test_summary_and_probes():
+    own = alignment_of(flow_of())
+    assert own.summary() == "block 2 <- the other views"
+    assert own.probes()["projector"]().shape == (1, 16, 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (dict(tap=6), r"1\.\.5"),
+        (dict(source="vae"), "source"),
+        (dict(criteria={}), "criteria"),
+        (dict(out_dim=0), "out_dim"),
+    ],
+    ids=str,
+)
 def test_mistakes(changes, word):
     with pytest.raises(ConfigError, match=word):
-        model(**changes)
+        alignment_of(flow_of(), **changes)
 
 
 def test_one_view_is_not_enough():
-    with pytest.raises(ConfigError, match="model.alignments.views: .*model.flow.views"):
-        model(views=1)
+    with pytest.raises(ConfigError, match=r"model.alignments.views: .*model.flow.views"):
+        alignment_of(flow_of(views=1))

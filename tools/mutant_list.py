@@ -23,14 +23,15 @@ def tests(*names: str) -> tuple[str, ...]:
 # ---- where things are ----
 
 CHECKPOINT = "ahpa/engine/checkpoint.py"
-DENOISER = "ahpa/engine/denoiser.py"
+EMA = "ahpa/engine/ema.py"
 HOOKS = "ahpa/engine/hooks.py"
-INFERENCE = "ahpa/engine/inference.py"
-LOOP = "ahpa/engine/loop.py"
-OPTIM = "ahpa/engine/optim.py"
-PROGRESS = "ahpa/engine/progress.py"
+METRICS = "ahpa/engine/metrics.py"
+OPTIMISER = "ahpa/engine/optimiser.py"
+PARTS = "ahpa/engine/parts.py"
+RUN_LOG = "ahpa/engine/run_log.py"
 RUNNER = "ahpa/engine/runner.py"
-SHARED = "ahpa/engine/shared.py"
+TRAINER = "ahpa/engine/trainer.py"
+WEIGHTS = "ahpa/engine/weights.py"
 
 SAMPLER = "ahpa/data/sampler.py"
 SHAPES = "ahpa/data/shapes.py"
@@ -40,32 +41,38 @@ CROPS = "ahpa/data/transforms.py"
 PATHS = "ahpa/flow/paths.py"
 TIMESTEPS = "ahpa/flow/timesteps.py"
 DISCRETE = "ahpa/flow/discrete.py"
-GUIDANCE = "ahpa/flow/guidance.py"
-SAMPLERS = "ahpa/flow/samplers.py"
-DDPM = "ahpa/flow/ddpm.py"
+
+GENERATOR = "ahpa/sampling/generator.py"
+GUIDANCE = "ahpa/sampling/guidance.py"
+SAMPLERS = "ahpa/sampling/samplers.py"
+DDPM = "ahpa/sampling/ddpm.py"
 
 FLOW_LOSS = "ahpa/losses/flow.py"
 HYBRID = "ahpa/losses/hybrid.py"
 PAIRWISE = "ahpa/losses/pairwise.py"
-ALIGNMENT = "ahpa/losses/alignment.py"
 ADVERSARIAL = "ahpa/losses/adversarial.py"
-COLLAPSE = "ahpa/losses/collapse.py"
-SCHEDULES = "ahpa/losses/schedules.py"
-VIEWS = "ahpa/losses/views.py"
+ATTENTION = "ahpa/losses/attention.py"
+
+ALIGNMENT = "ahpa/alignment/routed.py"
+COLLAPSE = "ahpa/alignment/collapse.py"
+CRITERIA = "ahpa/alignment/criteria.py"
+SCHEDULES = "ahpa/alignment/schedules.py"
+VIEWS = "ahpa/alignment/views.py"
 
 ROUTER = "ahpa/routers/base.py"
 LEARNED = "ahpa/routers/learned.py"
+MIXING = "ahpa/routers/mixing.py"
 STATIC = "ahpa/routers/static.py"
 GROUPING = "ahpa/routers/grouping.py"
 PARTITION = "ahpa/routers/partition.py"
 
-AUTOENCODER = "ahpa/priors/autoencoder.py"
+TOKENIZER = "ahpa/tokenizers/autoencoder_kl.py"
 INTERNAL = "ahpa/priors/internal.py"
 NORMS = "ahpa/priors/transforms.py"
 VISION = "ahpa/priors/vision.py"
 
 BACKBONE = "ahpa/backbones/base.py"
-CONDITIONING = "ahpa/backbones/conditioning.py"
+LABELS = "ahpa/conditioning/labels.py"
 LAYERS = "ahpa/backbones/layers.py"
 
 FORMULAS = tests("engine_formulas")
@@ -75,146 +82,234 @@ FORMULAS = tests("engine_formulas")
 ENGINE = (
     Mutant(
         "ema-decay-swapped",
-        DENOISER,
-        "torch._foreach_lerp_(average, weights, 1 - self.ema_decay)",
-        "torch._foreach_lerp_(average, weights, self.ema_decay)",
+        EMA,
+        "self._averages, self._weights, 1 - self.decay",
+        "self._averages, self._weights, self.decay",
         FORMULAS,
     ),
-    Mutant("ema-never-updated", LOOP, "runner.plain_model.update_ema()", "pass", FORMULAS),
+    Mutant(
+        "ema-never-updated",
+        TRAINER,
+        "self.parts.ema.update(self.model.backbone)",
+        "pass",
+        FORMULAS,
+    ),
     Mutant(
         "accumulated-loss-not-divided",
-        OPTIM,
-        "loss = loss / self._accumulative_counts",
-        "loss = loss * 1",
+        TRAINER,
+        "losses.total / optimiser.accumulate",
+        "losses.total * 1",
         FORMULAS,
     ),
     Mutant(
         "logged-loss-not-divided",
-        LOOP,
-        "value = value.detach() if count == 1 else value.detach() / count",
-        "value = value.detach()",
+        METRICS,
+        "share = value if micro_batches == 1 else value / micro_batches",
+        "share = value",
         FORMULAS,
     ),
     Mutant(
         "micro-batches-share-noise",
-        LOOP,
-        "noise_seed(self.runner.seed, self.runner.rank, self._iter, micro)",
-        "noise_seed(self.runner.seed, self.runner.rank, self._iter, 0)",
+        TRAINER,
+        "self.run.rank, iteration, micro)",
+        "self.run.rank, iteration, 0)",
         FORMULAS,
     ),
     Mutant(
         "iterations-share-noise",
-        LOOP,
-        "noise_seed(self.runner.seed, self.runner.rank, self._iter, micro)",
-        "noise_seed(self.runner.seed, self.runner.rank, 0, micro)",
+        TRAINER,
+        "self.run.rank, iteration, micro)",
+        "self.run.rank, 0, micro)",
         FORMULAS,
     ),
-    Mutant("gradients-pile-up", LOOP, "wrapper.zero_grad()", "pass", FORMULAS),
+    Mutant(
+        "gradients-pile-up",
+        OPTIMISER,
+        "self.optimizer.zero_grad()",
+        "pass",
+        FORMULAS,
+    ),
     Mutant(
         "decay-of-biases-and-norms",
-        OPTIM,
-        'if cfg.get("weight_decay"):',
+        OPTIMISER,
+        "if weight_decay(cfg):",
         "if False:",
         FORMULAS,
     ),
-    Mutant("gradients-not-clipped", OPTIM, "if self.max_norm is not None:", "if False:", FORMULAS),
+    Mutant(
+        "gradients-not-clipped",
+        OPTIMISER,
+        "if self.clip_grad is not None:",
+        "if False:",
+        FORMULAS,
+    ),
     Mutant(
         "guard-ignores-the-loss",
-        OPTIM,
-        "bad = (~(sum(norms).isfinite() & self._loss_ok)).float()",
-        "bad = (~sum(norms).isfinite()).float()",
+        OPTIMISER,
+        "finite if self._finite is None else finite & self._finite)",
+        "finite)",
         FORMULAS,
     ),
     Mutant(
         "guard-ignores-gradients",
-        OPTIM,
-        "bad = (~(sum(norms).isfinite() & self._loss_ok)).float()",
-        "bad = (~self._loss_ok).float()",
+        OPTIMISER,
+        "finite = sum(norms[1:], norms[0]).isfinite()",
+        "finite = torch.ones_like(norms[0]).isfinite()",
         FORMULAS,
     ),
     Mutant(
         "guard-sees-the-last-micro-batch",
-        OPTIM,
-        "finite if self._loss_ok is None else self._loss_ok & finite",
+        OPTIMISER,
+        "finite if self._finite is None else self._finite & finite",
         "finite",
         FORMULAS,
     ),
     Mutant(
         "bad-steps-in-a-row-never-reset",
-        OPTIM,
+        OPTIMISER,
         "self.bad_in_row = (self.bad_in_row + bad) * bad",
         "self.bad_in_row = self.bad_in_row + bad",
         FORMULAS,
     ),
     Mutant(
         "log-includes-skipped-steps",
-        PROGRESS,
+        METRICS,
         "if row.pop(SKIPPED):",
         "if row.pop(SKIPPED) > 1:",
         FORMULAS,
     ),
     Mutant(
+        "log-of-one-rank-only",
+        METRICS,
+        "self.processes.sum(table.reshape(len(names), 2))",
+        "table.reshape(len(names), 2)",
+        tests("metrics"),
+    ),
+    Mutant(
+        "log-of-sums-over-ranks",
+        METRICS,
+        "float(row[0] / row[1])",
+        "float(row[0])",
+        tests("metrics"),
+    ),
+    Mutant(
         "log-line-lost-on-resume",
-        PROGRESS,
-        'json.loads(line)["iteration"] > runner.iter',
-        'json.loads(line)["iteration"] >= runner.iter',
-        FORMULAS,
+        RUN_LOG,
+        "kept += encode(self.record)",
+        'kept += b""',
+        tests("runner"),
     ),
     Mutant(
         "progress-one-step-ahead",
-        LOOP,
-        '"progress": self._iter / self._max_iters,',
-        '"progress": (self._iter + 1) / self._max_iters,',
+        TRAINER,
+        "Progress(iteration, options.max_iters, diagnose)",
+        "Progress(iteration + 1, options.max_iters, diagnose)",
         FORMULAS,
     ),
     Mutant(
         "resume-cursor-off-by-one",
         RUNNER,
-        'start = state["data"]["consumed"] if state else 0',
-        'start = state["data"]["consumed"] + 1 if state else 0',
+        'start=saved.state["data"]["consumed"] if saved else 0',
+        'start=saved.state["data"]["consumed"] + 1 if saved else 0',
         FORMULAS,
     ),
     Mutant(
         "consumed-counts-steps",
-        LOOP,
-        "self.consumed += runner.global_batch_size",
+        TRAINER,
+        "self.consumed += self.options.global_batch_size",
         "self.consumed += 1",
         FORMULAS,
     ),
     Mutant(
         "resume-without-the-ema",
         RUNNER,
-        'self.plain_model.ema.load_state_dict(state["ema"])',
+        'self.parts.ema.backbone.load_state_dict(state["ema"])',
         "pass",
         FORMULAS,
     ),
     Mutant(
         "resume-without-the-moments",
-        RUNNER,
-        'self.optim_wrapper.load_state_dict(state["optimizer"])',
+        OPTIMISER,
+        'self.optimizer.load_state_dict(state["optimizer"])',
         "pass",
         FORMULAS,
     ),
     Mutant(
         "sample-grids-of-raw-weights",
         HOOKS,
-        "backbone=model.ema",
-        "backbone=model.backbone",
+        "backbone=runner.parts.ema.backbone",
+        "backbone=runner.net.backbone",
         FORMULAS,
     ),
     Mutant(
         "sampling-of-raw-weights",
-        SHARED,
+        WEIGHTS,
         'if weights == "ema":',
         'if weights == "never":',
         FORMULAS,
     ),
     Mutant(
         "images-beyond-one",
-        DENOISER,
-        "images.float() / 255 if",
-        "images.float() / 256 if",
+        PARTS,
+        "images = images.float() / 255",
+        "images = images.float() / 256",
         FORMULAS,
+    ),
+    Mutant(
+        "frozen-features-not-detached",
+        PARTS,
+        "{level: x.detach() for level, x in features.items()}",
+        "dict(features)",
+        tests("parts"),
+    ),
+    Mutant(
+        "frozen-parts-not-frozen",
+        PARTS,
+        "part.eval().requires_grad_(False)",
+        "part.eval()",
+        tests("parts"),
+    ),
+    Mutant(
+        "wrong-levels-accepted",
+        PARTS,
+        "if name not in self._verified:",
+        "if False:",
+        tests("parts"),
+    ),
+    Mutant(
+        "levels-of-images-not-repeated-for-views",
+        PARTS,
+        "x if len(x) == count else repeat(x, noised.views)",
+        "x",
+        tests("views_run"),
+    ),
+    Mutant(
+        "encoder-runs-twice-for-a-stored-latent",
+        PARTS,
+        "self.tokenizer.encode(images, levels, latent=False)",
+        "self.tokenizer.encode(images, levels)",
+        tests("priors_run"),
+    ),
+    Mutant(
+        "checkpoint-before-the-step-is-counted",
+        TRAINER,
+        "self.iteration = iteration + 1",
+        "self.iteration = iteration",
+        tests("runner"),
+    ),
+    Mutant(
+        "hooks-count-off-by-one",
+        RUNNER,
+        "self._hook_iteration = iteration\n",
+        "self._hook_iteration = iteration + 1\n",
+        tests("runner"),
+    ),
+    Mutant(
+        "hook-state-not-restored",
+        RUNNER,
+        'hook.load_state_dict(state["hooks"][name])',
+        "pass",
+        tests("runner"),
     ),
     Mutant(
         "checkpoint-checksum-not-verified",
@@ -230,20 +325,6 @@ ENGINE = (
         "list_checkpoints(folder)[:-1]",
         tests("checkpoint", "engine_formulas"),
     ),
-    Mutant(
-        "samples-repeat-in-each-batch",
-        INFERENCE,
-        "range(first + begin, first + begin + len(part))",
-        "range(first, first + len(part))",
-        tests("sampling"),
-    ),
-    Mutant(
-        "sampled-pixels-cut-not-rounded",
-        INFERENCE,
-        "(images.clamp(0, 1) * 255).round()",
-        "(images.clamp(0, 1) * 255)",
-        tests("sampling"),
-    ),
 )
 
 # ---- data ----
@@ -252,8 +333,8 @@ DATA = (
     Mutant(
         "every-epoch-in-one-order",
         SAMPLER,
-        "permutation(self.size, self.seed, epoch), epoch",
-        "permutation(self.size, self.seed, 0), epoch",
+        "permutation(self.size, self.seed, epoch)",
+        "permutation(self.size, self.seed, 0)",
         FORMULAS,
     ),
     Mutant(
@@ -266,8 +347,8 @@ DATA = (
     Mutant(
         "processes-read-again-what-others-read",
         SAMPLER,
-        "position += self.world * self.batch",
-        "position += self.batch",
+        "first += self.world * self.batch",
+        "first += self.batch",
         tests("sampler"),
     ),
     Mutant(
@@ -287,13 +368,13 @@ DATA = (
     Mutant(
         "crop-of-the-corner",
         CROPS,
-        "((side - resolution) // 2 for side in image.size)",
-        "(0 for side in image.size)",
+        "left = (width - resolution) // 2",
+        "left = 0",
         tests("images"),
     ),
 )
 
-# ---- flow: paths, times, guidance, samplers ----
+# ---- flow and sampling: paths, times, guidance, samplers ----
 
 FLOW = (
     Mutant(
@@ -313,8 +394,8 @@ FLOW = (
     Mutant(
         "data-from-velocity-sign",
         PATHS,
-        "return (ds * x - s * v) / (a * ds - da * s)",
-        "return (ds * x + s * v) / (a * ds - da * s)",
+        "return (d_sigma * x - sigma * pred) / (",
+        "return (d_sigma * x + sigma * pred) / (",
         tests("flow"),
     ),
     Mutant("score-sign", PATHS, "return -self.to_noise(", "return self.to_noise(", tests("flow")),
@@ -330,28 +411,34 @@ FLOW = (
         DISCRETE,
         "(t * self.steps).round().long()",
         "(t * self.steps).floor().long()",
-        tests("dit"),
+        tests("discrete_flow"),
     ),
     Mutant(
         "posterior-mean-of-data",
         DISCRETE,
-        "from_data=before.sqrt() * betas / (1 - abar)",
-        "from_data=before * betas / (1 - abar)",
-        tests("dit"),
+        '"from_data": before.sqrt() * betas',
+        '"from_data": before * betas',
+        tests("discrete_flow"),
     ),
-    Mutant("learned-variance-range", DISCRETE, "share = (v + 1) / 2", "share = v", tests("dit")),
+    Mutant(
+        "learned-variance-range",
+        DISCRETE,
+        "share = (v + 1) / 2",
+        "share = v",
+        tests("discrete_flow"),
+    ),
     Mutant(
         "guidance-from-the-conditional",
         GUIDANCE,
-        "return null_v + scale * (v - null_v)",
-        "return v + scale * (v - null_v)",
+        "return null + self.scale * (pred - null)",
+        "return pred + self.scale * (pred - null)",
         tests("samplers"),
     ),
     Mutant(
         "guidance-outside-its-interval",
         GUIDANCE,
-        "if scale == 1 or not low <= float(t.float()) <= high:",
-        "if scale == 1:",
+        "if self.scale == 1 or not self.low <= float(t.float()) <= self.high:",
+        "if self.scale == 1:",
         tests("samplers"),
     ),
     Mutant(
@@ -364,8 +451,8 @@ FLOW = (
     Mutant(
         "euler-goes-backwards",
         SAMPLERS,
-        "x = advance(x, velocity(x, t), following - t)",
-        "x = advance(x, velocity(x, t), t - following)",
+        "advance(x, model(x, t), following - t)",
+        "advance(x, model(x, t), t - following)",
         tests("samplers"),
     ),
     Mutant(
@@ -394,7 +481,21 @@ FLOW = (
         DDPM,
         "(1 - before).sqrt() * eps",
         "(1 - before) * eps",
-        tests("dit"),
+        tests("discrete_flow"),
+    ),
+    Mutant(
+        "samples-repeat-in-each-batch",
+        GENERATOR,
+        "first=first + begin,",
+        "first=first,",
+        tests("generator"),
+    ),
+    Mutant(
+        "sampled-pixels-cut-not-rounded",
+        GENERATOR,
+        "(images.clamp(0, 1) * 255).round()",
+        "(images.clamp(0, 1) * 255)",
+        tests("generator"),
     ),
 )
 
@@ -404,8 +505,8 @@ LOSSES = (
     Mutant(
         "flow-loss-summed",
         FLOW_LOSS,
-        "(v - wanted).square().flatten(1).mean(1)",
-        "(v - wanted).square().flatten(1).sum(1)",
+        "(first - second).square().flatten(1).mean(1)",
+        "(first - second).square().flatten(1).sum(1)",
         tests("losses"),
     ),
     Mutant(
@@ -413,13 +514,13 @@ LOSSES = (
         HYBRID,
         "eps.detach().float(), v.float()",
         "eps.float(), v.float()",
-        tests("dit"),
+        tests("discrete_flow"),
     ),
     Mutant(
         "cosine-over-tokens",
         PAIRWISE,
-        "dim: int, over: int = -1",
-        "dim: int, over: int = 1",
+        "over: int = -1,",
+        "over: int = 1,",
         tests("losses"),
     ),
     Mutant(
@@ -446,16 +547,16 @@ LOSSES = (
     ),
     Mutant(
         "alignment-weight-ignored",
-        ALIGNMENT,
-        "self.scale(key, weight) * value",
-        "value",
+        CRITERIA,
+        "weight * self.share",
+        "self.share",
         tests("alignment"),
     ),
     Mutant(
         "router-weight-ignored",
         ALIGNMENT,
-        "weight * self.router_weight * total",
-        "weight * total",
+        "total, weight * self.router_weight)",
+        "total, weight)",
         tests("alignment"),
     ),
     Mutant(
@@ -468,8 +569,8 @@ LOSSES = (
     Mutant(
         "entropy-floor-from-above",
         COLLAPSE,
-        "(floor * math.log(row.shape[-1]) - entropy(row)).relu()",
-        "(entropy(row) - floor * math.log(row.shape[-1])).relu()",
+        "(least - entropy(row)).relu()",
+        "(entropy(row) - least).relu()",
         tests("collapse"),
     ),
     Mutant(
@@ -489,16 +590,16 @@ LOSSES = (
     Mutant(
         "ramp-ignores-its-begin",
         SCHEDULES,
-        "(step.progress - self.begin) / span",
-        "step.progress / span",
-        tests("losses"),
+        "(progress.share - self.begin) / span",
+        "progress.share / span",
+        tests("schedules"),
     ),
     Mutant(
         "early-stop-one-step-late",
         SCHEDULES,
-        "if step.progress < self.until else",
-        "if step.progress <= self.until else",
-        tests("losses"),
+        "active = progress.share < self.until",
+        "active = progress.share <= self.until",
+        tests("schedules"),
     ),
     Mutant(
         "views-compared-with-themselves",
@@ -506,6 +607,13 @@ LOSSES = (
         "combinations(parts, 2)",
         "zip(parts, parts)",
         tests("views"),
+    ),
+    Mutant(
+        "attention-of-the-student-as-the-teacher",
+        ATTENTION,
+        "entropy = -(teacher * student).sum(-1)",
+        "entropy = -(teacher * student).sum(-2)",
+        tests("losses"),
     ),
 )
 
@@ -535,16 +643,16 @@ ROUTERS = (
     ),
     Mutant(
         "resize-aligns-corners",
-        ROUTER,
+        MIXING,
         "align_corners=False, antialias=False",
         "align_corners=True, antialias=False",
         tests("routers"),
     ),
     Mutant(
         "widened-level-loses-scale",
-        ROUTER,
-        "(width / channels) ** 0.5 * x",
-        "x",
+        MIXING,
+        "scale = (width / channels) ** 0.5",
+        "scale = 1.0",
         tests("partition", "routers"),
     ),
     Mutant(
@@ -557,8 +665,8 @@ ROUTERS = (
     Mutant(
         "router-attention-without-scale",
         LEARNED,
-        "self.keys.T / query.shape[-1] ** 0.5)",
-        "self.keys.T)",
+        "query @ self.keys.T / query.shape[-1] ** 0.5",
+        "query @ self.keys.T",
         tests("router_weights"),
     ),
     Mutant(
@@ -571,8 +679,8 @@ ROUTERS = (
     Mutant(
         "groups-of-the-first-levels",
         GROUPING,
-        "start, found = len(maps) - sum(sizes), {}",
-        "start, found = 0, {}",
+        "start = len(maps) - total",
+        "start = 0",
         tests("grouping"),
     ),
     Mutant("third-group-cut", GROUPING, '("mid", 7, 11)', '("mid", 8, 11)', tests("grouping")),
@@ -590,21 +698,21 @@ ROUTERS = (
 PRIORS = (
     Mutant(
         "posterior-variance-for-deviation",
-        AUTOENCODER,
+        TOKENIZER,
         "torch.exp(0.5 * logvar",
         "torch.exp(logvar",
         tests("autoencoder"),
     ),
     Mutant(
         "latent-shifted-after-scaling",
-        AUTOENCODER,
-        "(raw - self.offset) * self.factor",
-        "raw * self.factor - self.offset",
+        TOKENIZER,
+        "(mean - self.offset) * self.factor",
+        "mean * self.factor - self.offset",
         tests("autoencoder"),
     ),
     Mutant(
         "encoder-sees-half-the-range",
-        AUTOENCODER,
+        TOKENIZER,
         "self._enter(2 * images - 1)",
         "self._enter(images)",
         tests("autoencoder"),
@@ -652,8 +760,8 @@ BACKBONES = (
     Mutant(
         "tap-off-by-one",
         BACKBONE,
-        "enumerate(self.walk(x, t, cond), start=1)",
-        "enumerate(self.walk(x, t, cond), start=0)",
+        "enumerate(self.walk(x, t, cond, keep), start=1)",
+        "enumerate(self.walk(x, t, cond, keep), start=0)",
         tests("backbones"),
     ),
     Mutant(
@@ -666,14 +774,14 @@ BACKBONES = (
     Mutant(
         "output-starts-at-random",
         BACKBONE,
-        "self.final_layer.zero()",
+        "self.final_layer.initialise()",
         "pass",
         tests("sit"),
     ),
     Mutant(
         "reversed-time-keeps-its-sign",
         BACKBONE,
-        "return {name: -v for name, v in pred.items()} if self.reversed_time else pred",
+        "return {name: -velocity for name, velocity in pred.items()}",
         "return pred",
         tests("sit"),
     ),
@@ -686,17 +794,17 @@ BACKBONES = (
     ),
     Mutant(
         "dropout-to-the-last-class",
-        CONDITIONING,
-        "torch.where(drop, self.num_classes, label)",
-        "torch.where(drop, self.num_classes - 1, label)",
-        tests("sit", "backbones"),
+        LABELS,
+        "torch.where(dropped, self.num_classes, labels)",
+        "torch.where(dropped, self.num_classes - 1, labels)",
+        tests("conditioning"),
     ),
     Mutant(
         "dropout-of-the-others",
-        CONDITIONING,
-        "device=label.device) < self.dropout",
-        "device=label.device) > self.dropout",
-        tests("sit", "backbones"),
+        LABELS,
+        "device=labels.device) < self.dropout",
+        "device=labels.device) > self.dropout",
+        tests("conditioning"),
     ),
     Mutant(
         "modulation-without-the-identity",

@@ -1,3 +1,3 @@
-"""Floor 3: what a run has learnt: the router's policy, the cost of a model."""
+"""What a run has learnt, and what a model costs: the routers' policy, parameters and GMACs."""
 
 from . import policy  # noqa: F401

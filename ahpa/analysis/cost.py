@@ -1,101 +1,162 @@
-"""What a model costs: parameters of each part, and forward multiply-accumulates in both countings of the field.
+"""What a model costs: parameters of each part, and multiply-accumulates (MACs) of a forward pass.
 
-Papers print "GFLOPs" that are multiply-accumulates (MACs). Counted with attention's two matrix products SiT-XL/2 has
-118.6 GMAC, without them (as fvcore does with fused attention) 114.5; the two must not be compared.
+Papers print "GFLOPs" that are MACs, counted in two ways: with the two matrix products of attention
+SiT-XL/2 has 118.6 GMAC, without them 114.4 (fvcore, which skips fused attention and adds 0.07 for
+LayerNorms, gives 114.5). Both are reported, since different countings must not be compared.
 """
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..registry.contracts import Tokens
+from ..engine.denoiser import AlignedDenoiser
+from ..registry.contracts import Alignment, Backbone, Projector, Router
+
+GIGA = 1e9
+COLUMN = 24  # characters of the report's first column
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+class Macs(NamedTuple):
+    """Multiply-accumulates of a call.
+
+    Attributes:
+        total: All of them.
+        attention: Those of attention's two matrix products, 2 N^2 D a block.
+    """
+
+    total: int
+    attention: int
+
+    @property
+    def without_attention(self) -> int:
+        """All but those of attention's matrix products."""
+        return self.total - self.attention
 
 
-def counted(call) -> tuple[int, int]:
-    """Multiply-accumulates of a call on the meta device -> (all, those of attention's two products, which are the only
-    products of batches of matrices: 2 N^2 D a block)."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+def count_macs(call: Callable[[], Any]) -> Macs:
+    """Count the multiply-accumulates of a call, which may run on the meta device.
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    Attention is counted as products of batches of matrices, the only ones in these models.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call()
-    products = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0)
-    return counter.get_total_flops() // 2, products // 2
+    by_operator = counter.get_flop_counts().get("Global", {})
+    attention = by_operator.get(torch.ops.aten.bmm, 0)
+    return Macs(counter.get_total_flops() // 2, attention // 2)
 
 
-def forward_macs(backbone) -> tuple[int, int]:
-    """The same of one image's forward pass, counted without computing."""
-    import copy
-
+def forward_macs(backbone: Backbone) -> Macs:
+    """Count the MACs of a backbone's forward pass for one image, without computing it."""
     shadow = copy.deepcopy(backbone).to("meta")
     x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
-    t, cond = torch.zeros(1, device="meta"), shadow.blank_cond(1, "meta")
-    return counted(lambda: shadow(x, t, cond))
+    t = torch.zeros(1, device="meta")
+    cond = shadow.blank_cond(1, "meta")
+    return count_macs(lambda: shadow(x, t, cond))
 
 
-def added_macs(model) -> dict[str, tuple[int, int]]:
-    """What alignment adds to a training step's forward pass, an image: the heads ('projector'), and the networks of each
-    prior that has one of its own. An autoencoder is not counted: latents and its levels come from the one pass."""
-    import copy
+def alignments_of(model: AlignedDenoiser) -> dict[str, Alignment]:
+    """Return the alignments of a model by name."""
+    parts = model.alignments.items()
+    return {name: part for name, part in parts if isinstance(part, Alignment)}
 
+
+def added_macs(model: AlignedDenoiser) -> dict[str, Macs]:
+    """Count what the alignments add to the forward pass of a training step, for one image.
+
+    The heads are those that `Alignment.probes` lists, the priors' networks those that
+    `Prior.probe` gives. A tokenizer is not counted: the latents and its levels come from one pass.
+
+    Args:
+        model: A model on any device; nothing is computed.
+
+    Returns:
+        {"<part> of <alignment>" or "prior <name>": MACs}.
+    """
     found = {}
-    for name, alignment in model.alignments.items():
-        if not hasattr(alignment, "projector"):
-            continue
-        head, backbone = copy.deepcopy(alignment.projector).to("meta"), model.backbone
-        prefix = backbone.prefix if getattr(getattr(alignment, "router", None), "prefix", ()) else 0
-        count_N = backbone.grid[0] * backbone.grid[1] + prefix
-        tokens = Tokens(torch.zeros(1, count_N, backbone.hidden_size, device="meta"), prefix, backbone.grid)
-        found[f"projector of {name}"] = counted(lambda head=head, tokens=tokens: head(tokens))
-    for name, prior in model.priors.items():
-        call = prior.probe(model.backbone)
-        if call is not None:
-            found[f"prior {name}"] = counted(call)
+    for name, alignment in alignments_of(model).items():
+        for part, call in alignment.probes().items():
+            found[f"{part} of {name}"] = count_macs(call)
+    for name, prior in model.parts.priors.items():
+        probe = prior.probe(model.backbone)
+        if probe is not None:
+            found[f"prior {name}"] = count_macs(probe)
     return found
 
 
-def backbone_macs(backbone) -> int:
-    """Multiply-accumulates of one image's forward pass, attention's products included."""
-    return forward_macs(backbone)[0]
+def count_parameters(module: nn.Module) -> int:
+    """Count the numbers in a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameter_counts(model) -> dict[str, int]:
-    """Trainable parameters: the backbone, and each kind of part summed over the alignments."""
-    parts = {"backbone": count(model.backbone)}
-    for alignment in model.alignments.values():
-        for kind in ("router", "projector"):
-            if hasattr(alignment, kind):
-                parts[kind] = parts.get(kind, 0) + count(getattr(alignment, kind))
-        critics = sum(count(criterion) for criterion in alignment.criteria.values())
-        if critics:
-            parts["criteria"] = parts.get("criteria", 0) + critics
-    return parts
+def parameter_counts(model: AlignedDenoiser) -> dict[str, int]:
+    """Count the parameters of the backbone and of each kind of part of the alignments.
+
+    A kind is the name of an alignment's submodule, such as "router"; kinds are summed over the
+    alignments. Routers and projectors are listed even if they have no parameters. Parameters that
+    an alignment holds itself are listed as "alignment".
+    """
+    counts = {"backbone": count_parameters(model.backbone)}
+    for alignment in alignments_of(model).values():
+        for kind, part in alignment.named_children():
+            count = count_parameters(part)
+            if count or isinstance(part, (Router, Projector)):
+                counts[kind] = counts.get(kind, 0) + count
+        own = sum(parameter.numel() for parameter in alignment.parameters(recurse=False))
+        if own:
+            counts["alignment"] = counts.get("alignment", 0) + own
+    return counts
 
 
 def human(number: int) -> str:
-    """130501000 -> '130.50 M', 100 -> '100'."""
+    """Format a count: 130501000 -> "130.50 M", 100 -> "100"."""
     return f"{number / 1e6:.2f} M" if number >= 1e4 else str(number)
 
 
-def cost_report(model, *, short: bool = False) -> str:
-    """Parameters (of the backbone, the router, the projector) and forward GMACs, one line or several."""
-    parts = {name: human(value) for name, value in parameter_counts(model).items()}
-    total, products = forward_macs(model.backbone)
-    both, bare = total / 1e9, (total - products) / 1e9
+def cost_report(
+    model: AlignedDenoiser,
+    *,
+    short: bool = False,
+) -> str:
+    """Describe what training a model costs.
+
+    Args:
+        model: The model.
+        short: Whether to return one line (parameters, GMACs of the backbone) instead of a table
+            that also lists what the alignments add, the taps, and the alignments themselves.
+    """
+    counts = {name: human(count) for name, count in parameter_counts(model).items()}
+    macs = forward_macs(model.backbone)
+    total = macs.total / GIGA
+    bare = macs.without_attention / GIGA
     if short:
-        shown = ", ".join(f"{name} {value}" for name, value in parts.items())
-        return f"{shown} parameters; backbone forward {both:.4g} GMAC an image ({bare:.4g} without attention products)"
-    lines = [f"{name + ' parameters':24s}{value}" for name, value in parts.items()]
-    lines.append(f"{'forward GMAC an image':24s}{both:.3f} with attention's products, {bare:.3f} without")
-    for name, (all_macs, product_macs) in added_macs(model).items():
-        lines.append(f"{'+ ' + name:24s}{all_macs / 1e9:.3f} and {(all_macs - product_macs) / 1e9:.3f} in training")
-    lines.append(f"{'taps':24s}{', '.join(str(tap) for tap in sorted(model.taps)) or 'none'} of {model.backbone.depth}")
-    for name, alignment in model.alignments.items():
-        groups = getattr(getattr(alignment, "router", None), "groups", {})
-        shown = "; ".join(f"{group}: {', '.join(levels)}" for group, levels in groups.items())
-        source = f"{alignment.source} ({shown})" if alignment.source else "the other views"
-        lines.append(f"{'alignment ' + name:24s}block {alignment.tap} <- {source}")
-    return "\n".join(lines)
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+        return (
+            f"{shown} parameters; backbone forward {total:.4g} GMAC an image "
+            f"({bare:.4g} without attention products)"
+        )
+    rows = [(f"{name} parameters", count) for name, count in counts.items()]
+    forward = f"{total:.3f} with attention's products, {bare:.3f} without"
+    rows.append(("forward GMAC an image", forward))
+    for name, added in added_macs(model).items():
+        total = added.total / GIGA
+        bare = added.without_attention / GIGA
+        rows.append((f"+ {name}", f"{total:.3f} and {bare:.3f} in training"))
+    rows.append(("taps", taps_text(model)))
+    for name, alignment in alignments_of(model).items():
+        rows.append((f"alignment {name}", alignment.summary()))
+    return "\n".join(f"{name:{COLUMN}s}{text}" for name, text in rows)
+
+
+def taps_text(model: AlignedDenoiser) -> str:
+    """List the tapped blocks, such as "3, 8 (attention) of 12"."""
+    names = []
+    for tap in sorted(model.taps):
+        kind = "" if tap.kind == "tokens" else f" ({tap.kind})"
+        names.append(f"{tap.block}{kind}")
+    return f"{', '.join(names) or 'none'} of {model.backbone.depth}"

@@ -1,3 +1,5 @@
-"""Floor 1: the diffusion transformers and what conditions them: class labels, or text by a frozen encoder."""
+"""The diffusion transformers: SiT, DiT and MMDiT, each also with a class stream or decoupled."""
 
-from . import base, class_stream, clip, conditioning, ddt, mmdit, sit, text, words  # noqa: F401
+from . import base, class_stream, ddt, layers, mmdit, sit
+
+__all__ = ["base", "class_stream", "ddt", "layers", "mmdit", "sit"]

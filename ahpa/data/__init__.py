@@ -1,3 +1,3 @@
-"""Floor 1: datasets and the sampler with a cursor."""
+"""Datasets, the preparation of pictures, and the loader whose state is one number."""
 
 from . import coco, images, sampler, shapes  # noqa: F401

@@ -1,215 +1,360 @@
-"""Class folders, or a zip of them, as a dataset: names -> labels, ADM's crop, an optional mirror.
-
-Files that are no picture are put aside with path and reason, and another picture of the same class takes the place; the
-run stops when there are too many. Nothing is unpacked, and nothing outside the given root is read.
-"""
+"""Class folders, or a zip of them, as a dataset. Nothing is unpacked, nothing outside the root
+is read, and files that cannot be decoded are replaced by another picture of the same class."""
 
 import io
 import itertools
 import os
 import warnings
 import zipfile
+from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..registry import DATASETS, UserError
+from ..registry.contracts import Dataset
+from ..registry.validation import boolean, integer, probability
 from .transforms import adm_center_crop, to_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # whatever a name says; others (EPS runs Ghostscript) stay shut
-LARGE_MEMBER, LARGE_RATIO = 64 << 20, 100  # a zip member above both, in bytes and in bytes per stored byte, is a bomb
-ALLOWED_BAD = 10  # files that may be bad however small the set is
-FLIP_SALT = 0xF11B  # keeps the flip coins apart from other random streams of the same numbers
-HINT = "Give a folder or zip of class folders with --data DIR, or use --demo for the built-in images."
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""Formats that PIL may decode, whatever a file is called; others are refused: EPS runs programs."""
+LARGE_MEMBER = 64 << 20  # bytes; a zip member above this size and the ratio below counts as a bomb
+LARGE_RATIO = 100  # unpacked bytes per stored byte
+ALLOWED_BAD = 10  # unreadable files that are tolerated in a set of any size
+SMALLEST = 8  # pixels; least resolution of a dataset
+FLIP_SALT = 0xF11B  # separates the mirror flips from other random streams of the same numbers
+HINT = (
+    "Give a folder or zip of class folders with --data DIR, or use --demo for the built-in images."
+)
+
+
+# ---- listing the files ----------------------------------------------------------------------
 
 
 def is_picture(name: str) -> bool:
+    """Whether a '/'-separated name looks like a picture that is not hidden."""
     if not name.lower().endswith(EXTENSIONS):
         return False
     return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def list_folder(root: Path) -> list[str]:
-    """Names of the pictures below `root`, relative and with '/', sorted: the same on every file system. Links are
-    followed, but not back into a folder that they lie in. UserError for a folder that cannot be listed."""
-    found, open_folders = [], [("", ())]  # a folder and the identities of those above it
+    """List the pictures below a folder.
+
+    Links are followed unless they lead back into a folder that contains them.
+
+    Returns:
+        Names relative to `root`, '/'-separated and sorted, so that the order is the same on every
+        file system.
+
+    Raises:
+        UserError: If a folder cannot be listed.
+    """
+    found: list[str] = []
+    pending: list[tuple[str, tuple]] = [("", ())]  # a folder, and the identities of those above it
     try:
-        while open_folders:
-            folder, above = open_folders.pop()
-            stat = os.stat(root / folder)
-            if (stat.st_dev, stat.st_ino) in above:
+        while pending:
+            folder, above = pending.pop()
+            status = os.stat(root / folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
                 continue
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     name = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
-                        if not entry.name.startswith("."):
-                            open_folders.append((name, (*above, (stat.st_dev, stat.st_ino))))
-                    elif is_picture(name):
-                        found.append(name)
+                    if not entry.is_dir():
+                        if is_picture(name):
+                            found.append(name)
+                    elif not entry.name.startswith("."):
+                        pending.append((name, (*above, identity)))
     except OSError as error:
         raise UserError(f"{root} cannot be listed: {error}") from error
     return sorted(found)
 
 
 def list_zip(path: Path) -> list[str]:
-    """Names of the pictures in a zip, sorted. UserError for a broken archive, a name that leads out of it, a bomb."""
+    """List the pictures in a zip, sorted by name.
+
+    Raises:
+        UserError: If the archive is broken, holds a name that leads out of it, or holds a member
+            that would unpack to an absurd size.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: a version that zipfile cannot read
-        raise UserError(f"{path} is no readable zip: {error}") from error
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: unknown version
+        raise UserError(f"{path} is not a readable zip: {error}") from error
     for member in members:
-        name, size, stored = member.filename, member.file_size, member.compress_size
-        if size > LARGE_MEMBER and size > LARGE_RATIO * stored:
-            raise UserError(f"{path} holds {name!r}, {size} bytes packed into {stored}: no picture; it is refused.")
-        if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name[:3]:
-            raise UserError(f"{path} holds the name {name!r}, which leads out of the archive; it is refused.")
+        _refuse_harmful_member(path, member)
     return sorted({member.filename for member in members if is_picture(member.filename)})
 
 
-def strip_common(names: list[str]) -> str:
-    """The folders that all names share above their class folder, with a trailing '/', or ''."""
+def _refuse_harmful_member(path: Path, member: zipfile.ZipInfo) -> None:
+    name = member.filename
+    size = member.file_size
+    stored = member.compress_size
+    if size > LARGE_MEMBER and size > LARGE_RATIO * stored:
+        raise UserError(
+            f"{path} is refused: {name!r} unpacks from {stored} to {size} bytes, "
+            "which no picture does."
+        )
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in name[:3]:
+        raise UserError(f"{path} is refused: the name {name!r} leads out of the archive.")
+
+
+def common_folders(names: list[str]) -> str:
+    """Return the folders above the class folders that all names share, ending in '/', or ''."""
     common = ""
     while names:
-        heads = {name[len(common) :].split("/")[0] for name in names}
-        deep = all(name[len(common) :].count("/") >= 2 for name in names)
-        if len(heads) > 1 or not deep:
-            return common
+        rests = [name[len(common) :] for name in names]
+        heads = {rest.split("/")[0] for rest in rests}
+        if len(heads) > 1 or any(rest.count("/") < 2 for rest in rests):
+            break
         common += f"{heads.pop()}/"
     return common
 
 
-class PictureFiles(torch.utils.data.Dataset):
-    """Pictures by name below `root`, of which some may be bad: these are put aside, and others take their place.
+# ---- datasets of picture files --------------------------------------------------------------
 
-    A data set of them defines `_decode(index)`, `_others(index)` and `_kind(index)`. max_bad_share: which share of the
-    files may be unreadable (and ten in any case), counted in each process.
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Turn an image, uint8 [H, W, 3], into a contiguous uint8 tensor [3, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def is_mirrored(*numbers: int) -> bool:
+    """Toss the coin of a mirror flip: a function of the numbers."""
+    return bool(np.random.default_rng(numbers).integers(2))
+
+
+class PictureFiles(Dataset):
+    """Base of datasets of picture files, some of which may be unreadable.
+
+    An unreadable file is reported with a warning, and another picture takes its place. A subclass
+    implements `decode` and `__getitem__`; it may override `substitutes` and `group_name`.
+
+    Args:
+        root: Where the files are, for messages and for subclasses.
+        names: Name of each file.
+        resolution: Side of the images in pixels, at least 8.
+        seed: Seed of whatever is drawn for an item.
+        max_bad_share: Share of the files that may be unreadable (ten files in any case), counted
+            in each process.
+
+    Attributes:
+        bad: Index -> reason, for the files found unreadable so far.
+
+    Raises:
+        ConfigError: If an option is out of its range.
     """
 
-    def __init__(self, *, root: Path, names: list[str], max_bad_share: float):
-        self.root, self.names = root, names
+    def __init__(
+        self,
+        *,
+        root: Path,
+        names: list[str],
+        resolution: int,
+        seed: int,
+        max_bad_share: float,
+    ) -> None:
+        owner = type(self).__name__
+        self.resolution = integer(f"{owner}.resolution", resolution, least=SMALLEST)
+        self.seed = integer(f"{owner}.seed", seed)
+        share = probability(f"{owner}.max_bad_share", max_bad_share)
+        self.root = root
+        self.names = names
         self.bad: dict[int, str] = {}
-        self.max_bad = max(ALLOWED_BAD, max_bad_share * len(names))
+        self.max_bad = max(ALLOWED_BAD, share * len(names))
 
-    def _decode(self, index: int) -> np.ndarray:
-        """-> uint8 [H, W, 3]; any exception means that the file is bad."""
-        raise TypeError(f"{type(self).__name__} must define _decode(index)")
+    @abstractmethod
+    def decode(self, index: int) -> np.ndarray:
+        """Return the picture, uint8 [resolution, resolution, 3]. Any exception means that the file
+        is unreadable."""
 
-    def _others(self, index: int):
-        """The indices of those that may take its place, in order: here all that follow, round to the one before."""
+    def substitutes(self, index: int) -> Iterator[int]:
+        """Yield the indices of pictures that may replace this one, in order of preference.
+
+        By default all others, from the following one round to the one before.
+        """
         count = len(self)
         return (i % count for i in range(index + 1, index + count))
 
-    def _kind(self, index: int) -> str:
-        """What the pictures of `_others` have in common, for a message; '' where nothing."""
+    def group_name(self, index: int) -> str:
+        """Describe what the substitutes have in common, for messages: " of ...", or ""."""
         return ""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def sample_id(self, index: int) -> str:
+        """Return the name of the file."""
         return self.names[index]
 
-    def _check_index(self, key: int | tuple[int, int]) -> tuple[int, int]:
-        """-> (index, epoch). IndexError outside the set."""
+    def split_key(self, key: int | tuple[int, int]) -> tuple[int, int]:
+        """Return (index, epoch) for a key; the epoch is 0 if the key is an index alone.
+
+        Raises:
+            IndexError: If there is no such index.
+        """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         if not 0 <= index < len(self):
-            raise IndexError(f"{type(self).__name__}: index {index} is outside 0..{len(self) - 1}")
+            owner = type(self).__name__
+            raise IndexError(f"{owner}: index {index} is outside 0..{len(self) - 1}")
         return int(index), int(epoch)
 
-    def _put_aside(self, index, error):
+    def read(self, index: int) -> tuple[int, np.ndarray]:
+        """Decode a picture or, if it is unreadable, the first readable substitute.
+
+        Returns:
+            The index that was read, and the picture, uint8 [resolution, resolution, 3].
+
+        Raises:
+            UserError: If too many files are unreadable, or no substitute is left.
+        """
+        for candidate in itertools.chain((index,), self.substitutes(index)):
+            if candidate in self.bad:
+                continue
+            try:
+                return candidate, self.decode(candidate)
+            except Exception as error:  # PIL raises many kinds for broken files
+                self._set_aside(candidate, error)
+        raise UserError(f"{self.root}: no picture{self.group_name(index)} can be read.")
+
+    def _set_aside(self, index: int, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         self.bad[index] = reason
-        warnings.warn(f"{self.names[index]} cannot be read and is left out ({reason})", RuntimeWarning, stacklevel=3)
+        message = f"{self.names[index]} cannot be read and is left out ({reason})"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
         if len(self.bad) > self.max_bad:
-            shown = "; ".join(f"{self.names[i]} ({why})" for i, why in list(self.bad.items())[:5])
-            raise UserError(f"{self.root}: {len(self.bad)} of {len(self)} pictures cannot be read, among them {shown}.")
-
-    def _readable(self, index) -> tuple[int, np.ndarray]:
-        """The picture, or the next of its kind that can be read."""
-        for candidate in itertools.chain((index,), self._others(index)):
-            if candidate not in self.bad:
-                try:
-                    return candidate, self._decode(candidate)
-                except Exception as error:  # PIL raises many kinds for broken files
-                    self._put_aside(candidate, error)
-        raise UserError(f"{self.root}: no picture{self._kind(index)} can be read.")
+            first = list(self.bad.items())[:5]
+            shown = "; ".join(f"{self.names[i]} ({why})" for i, why in first)
+            raise UserError(
+                f"{self.root}: {len(self.bad)} of {len(self)} pictures cannot be read, "
+                f"among them {shown}."
+            )
 
 
-def check_options(owner: str, *, resolution, seed, max_bad_share) -> None:
-    """ValueError for an option of a picture set that is out of its range."""
-    for name, value, least in (("resolution", resolution, 8), ("seed", seed, 0)):
-        if value != int(value) or value < least:
-            raise ValueError(f"{owner}: {name} must be a whole number of at least {least}, got {value!r}.")
-    if not 0 <= max_bad_share <= 1:
-        raise ValueError(f"{owner}: max_bad_share is a share, between 0 and 1, got {max_bad_share!r}.")
+class Archive:
+    """Reads members of a zip; each process opens the file for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: zipfile.ZipFile | None = None
+        self._process = -1
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.path = path
+        self._opened = None
+        self._process = -1
+
+    def read(self, name: str) -> bytes:
+        """Return the contents of a member."""
+        if self._opened is None or self._process != os.getpid():
+            self._opened = zipfile.ZipFile(self.path)
+            self._process = os.getpid()
+        return self._opened.read(name)
 
 
 @DATASETS.register_module()
 class ImageFolder(PictureFiles):
-    """Pictures in class folders, or in a zip of them: `<class>/**/<picture>`; classes are numbered by sorted name.
+    """Pictures in class folders, or in a zip of them: `<class>/**/<picture>`.
 
-    An item is `dict(image=uint8 [3, resolution, resolution], label=int, index=int)`; the key is an index or
-    `(index, epoch)`. flip mirrors half of them, a coin of (seed, epoch, index). max_bad_share: which share of the files
-    may be unreadable (and ten in any case), counted in each process. UserError where there is nothing to read, or too
-    much that is bad; ValueError for an option out of its range.
+    Classes are numbered by sorted name. Pictures are prepared by `adm_center_crop`. An item is
+    `dict(image=uint8 [3, resolution, resolution], label=int, index=int)`; the key is an index or
+    (index, epoch).
+
+    Args:
+        root: The folder or the zip.
+        resolution: Side of the images in pixels.
+        flip: Whether to mirror half of the pictures, by a coin of (seed, epoch, index).
+        seed: Seed of the flips.
+        max_bad_share: Share of the files that may be unreadable (ten files in any case), counted
+            in each process.
+
+    Raises:
+        UserError: If there is nothing to read at `root`, or if too much of it is unreadable.
+        ConfigError: If an option is out of its range.
     """
 
-    captioned = False
-
-    def __init__(self, *, root: str, resolution: int = 256, flip: bool = False, seed: int = 0,
-                 max_bad_share: float = 0.001):  # fmt: skip
-        check_options("ImageFolder", resolution=resolution, seed=seed, max_bad_share=max_bad_share)
-        self.resolution, self.flip, self.seed = int(resolution), bool(flip), int(seed)
+    def __init__(
+        self,
+        *,
+        root: str,
+        resolution: int = 256,
+        flip: bool = False,
+        seed: int = 0,
+        max_bad_share: float = 0.001,
+    ) -> None:
         place = Path(root).expanduser()
         if not place.exists():
-            raise UserError(f"there are no images at {place} (looked for a folder or a .zip). {HINT}")
-        self.zipped = place.is_file()
-        names = list_zip(place) if self.zipped else list_folder(place)
-        self.prefix = strip_common(names)
-        names = [name[len(self.prefix) :] for name in names]
-        loose = [name for name in names if "/" not in name]
-        if not names or len(loose) == len(names):
-            what = f"{len(loose)} pictures but no class folders" if loose else "no pictures"
-            raise UserError(f"{place} holds {what}; <class>/<picture> is expected ({', '.join(EXTENSIONS)}). {HINT}")
-        super().__init__(root=place, names=[name for name in names if "/" in name], max_bad_share=max_bad_share)
-        self.classes = tuple(sorted({name.split("/")[0] for name in self.names}))
-        number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = [number[name.split("/")[0]] for name in self.names]
-        self._archive, self._owner = None, None
+            raise UserError(
+                f"there are no images at {place} (looked for a folder or a .zip). {HINT}"
+            )
+        zipped = place.is_file()
+        found = list_zip(place) if zipped else list_folder(place)
+        self.prefix = common_folders(found)
+        names = [name.removeprefix(self.prefix) for name in found]
+        names_in_classes = [name for name in names if "/" in name]
+        if not names_in_classes:
+            what = f"{len(names)} pictures but no class folders" if names else "no pictures"
+            extensions = ", ".join(EXTENSIONS)
+            raise UserError(
+                f"{place} holds {what}; <class>/<picture> is expected ({extensions}). {HINT}"
+            )
+        super().__init__(
+            root=place,
+            names=names_in_classes,
+            resolution=resolution,
+            seed=seed,
+            max_bad_share=max_bad_share,
+        )
+        self.flip = boolean("ImageFolder.flip", flip)
+        self.classes = tuple(sorted({self.class_of(i) for i in range(len(self))}))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = [numbers[self.class_of(i)] for i in range(len(self))]
+        self._archive = Archive(place) if zipped else None
 
-    def __getstate__(self):
-        return {**self.__dict__, "_archive": None, "_owner": None}  # each process opens the zip itself
+    def class_of(self, index: int) -> str:
+        """Return the name of a picture's class."""
+        return self.names[index].split("/")[0]
 
-    def _open(self, index):
-        """The picture's file, for reading; a member of a zip is read at once, its size was checked."""
-        name = self.prefix + self.names[index]
-        if not self.zipped:
-            return open(self.root / name, "rb")
-        if self._owner != os.getpid():
-            self._archive, self._owner = zipfile.ZipFile(self.root), os.getpid()
-        return io.BytesIO(self._archive.read(name))
-
-    def _decode(self, index) -> np.ndarray:
-        """-> uint8 [H, W, 3]."""
+    def decode(self, index: int) -> np.ndarray:
+        """Return the picture, uint8 [resolution, resolution, 3]."""
         with self._open(index) as file, Image.open(file, formats=FORMATS) as image:
             return np.asarray(adm_center_crop(to_rgb(image), self.resolution))
 
-    def _others(self, index):
-        """The following pictures of the same class."""
-        return (i for i in super()._others(index) if self.labels[i] == self.labels[index])
+    def _open(self, index: int) -> BinaryIO:
+        name = self.prefix + self.names[index]
+        if self._archive is None:
+            return open(self.root / name, "rb")
+        return io.BytesIO(self._archive.read(name))
 
-    def _kind(self, index) -> str:
-        return f" of the class {self.names[index].split('/')[0]!r}"
+    def substitutes(self, index: int) -> Iterator[int]:
+        """Yield the other pictures of the same class, starting with the following one."""
+        label = self.labels[index]
+        return (i for i in super().substitutes(index) if self.labels[i] == label)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        index, epoch = self._check_index(key)
-        index, image = self._readable(index)
-        if self.flip and np.random.default_rng((self.seed, epoch, index, FLIP_SALT)).integers(2):
+    def group_name(self, index: int) -> str:
+        """Name the class, for messages."""
+        return f" of the class {self.class_of(index)!r}"
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index, epoch = self.split_key(key)
+        index, image = self.read(index)
+        if self.flip and is_mirrored(self.seed, epoch, index, FLIP_SALT):
             image = image[:, ::-1]
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return dict(image=pixels, label=self.labels[index], index=index)
+        return dict(
+            image=to_tensor(image),
+            label=self.labels[index],
+            index=index,
+        )

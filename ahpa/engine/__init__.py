@@ -1,3 +1,3 @@
-"""Floor 2: the model, the loop, the hooks and the checkpoints. Imports no concrete component."""
+"""Assembly, the training loop, checkpoints, logging, and the adapter to mmengine's Runner."""
 
-from . import denoiser, hooks, loop, optim, progress, runner, visualizer  # noqa: F401
+from . import hooks, visualizer  # noqa: F401

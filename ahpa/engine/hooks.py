@@ -1,123 +1,128 @@
-"""What a run leaves behind: checkpoints, and grids of samples drawn with the averaged weights."""
+"""Grids of samples, drawn during training with the averaged weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
-from ..registry import GUIDANCES, HOOKS, SAMPLERS, ConfigError, check
-from . import checkpoint
-from .inference import Generator
+from ..registry import GUIDANCES, HOOKS, SAMPLERS, ConfigError, UserError, build, check
+from ..registry.validation import integer, positive_int
+from ..sampling.generator import Generator
 from .pictures import save_grid
-
-
-def due(runner, interval: int) -> bool:
-    """Every `interval` iterations, and at the end."""
-    return runner.iter % interval == 0 or runner.iter == runner.max_iters
-
-
-def check_interval(name: str, interval: int) -> int:
-    if not isinstance(interval, int) or interval < 1:
-        raise ValueError(f"{name}.interval: must be a whole number above 0, got {interval!r}.")
-    return interval
-
-
-@HOOKS.register_module()
-class Checkpoints(Hook):
-    """Saves every `interval` iterations, at the end and when a signal asks; keeps the `keep` newest."""
-
-    priority = "LOWEST"
-    demo = dict(interval=150)
-
-    def __init__(self, *, interval: int = 10_000, keep: int = 3):
-        self.interval = check_interval("Checkpoints", interval)
-        if keep < 1:
-            raise ValueError(f"Checkpoints.keep: must be at least 1, got {keep}.")
-        self.keep, self.saved = keep, None
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if due(runner, self.interval):
-            self.save(runner)
-
-    def after_train(self, runner) -> None:
-        if self.saved != runner.iter:
-            self.save(runner)
-        last = runner.checkpoint_dir / checkpoint.NAME.format(runner.iter)
-        runner.say(f"checkpoint: {last}")
-        if not runner.train_loop.stop_training:
-            own = f" --config {runner.work_dir}/config.json" if runner.plain_config.get("custom_imports") else ""
-            like = "".join(hook.guidance() for hook in runner._hooks if isinstance(hook, SampleGrids))
-            runner.say(f"sample from it: python tools/sample.py {last} --num 64{like}{own} "
-                       f"--out {runner.work_dir}/samples.png")  # fmt: skip
-
-    def save(self, runner) -> None:
-        runner.save()
-        self.saved = runner.iter
-        if runner.rank == 0:
-            checkpoint.prune(runner.checkpoint_dir, keep=self.keep)
 
 
 @HOOKS.register_module()
 class SampleGrids(Hook):
-    """Draws a grid with the EMA weights: one row a class or prompt, `columns` samples each, always of the same noise.
+    """Draws a grid with the averaged weights: one row per class or prompt, always the same noise.
 
-    sampler, steps, cfg_scale, cfg_interval, cfg_channels as in tools/sample.py; rows: how many of them are shown.
+    Args:
+        interval: Iterations between two grids; there is one after the last iteration too.
+        rows: Number of classes or prompts, spread evenly over all.
+        columns: Samples per row.
+        sampler: Name of a registered sampler; None for the flow's default.
+        steps: Sampling steps.
+        cfg_scale: Guidance scale; 1 is no guidance.
+        cfg_interval: Range of t in which guidance applies.
+        cfg_channels: Number of latent channels that are guided, from the first; None for all.
+        seed: Seed of the noise.
     """
 
     priority = "LOW"
-    demo = dict(interval=500, rows=10, columns=8, steps=25, cfg_scale=2.5, cfg_interval=(0.0, 1.0))
 
-    def __init__(self, *, interval: int = 10_000, rows: int = 8, columns: int = 8, sampler: str | None = None,
-                 steps: int = 50, cfg_scale: float = 4.0, cfg_interval=(0.0, 1.0), cfg_channels: int | None = None,
-                 seed: int = 0):  # fmt: skip
-        self.interval = check_interval("SampleGrids", interval)
+    def __init__(
+        self,
+        *,
+        interval: int = 10_000,
+        rows: int = 8,
+        columns: int = 8,
+        sampler: str | None = None,
+        steps: int = 50,
+        cfg_scale: float = 4.0,
+        cfg_interval: tuple[float, float] = (0.0, 1.0),
+        cfg_channels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.interval = positive_int("interval", interval)
+        self.rows = positive_int("rows", rows)
+        self.columns = positive_int("columns", columns)
+        self.seed = integer("seed", seed)
+        self.options: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": positive_int("steps", steps),
+            "cfg_scale": cfg_scale,
+            "cfg_interval": cfg_interval,
+            "cfg_channels": cfg_channels,
+        }
         if sampler is not None:
-            check(SAMPLERS, dict(type=sampler), derived=("velocity", "x", "steps", "path", "noise"))
-        GUIDANCES.get("classifier-free")(None, None, None, cfg_scale, cfg_interval, cfg_channels)  # raises for mistakes
-        self.rows, self.columns = rows, columns
-        self.options = dict(sampler=sampler, steps=steps, cfg_scale=cfg_scale, cfg_interval=tuple(cfg_interval),
-                            cfg_channels=cfg_channels)  # fmt: skip
-        self.seed = seed
+            check(SAMPLERS, {"type": sampler}, where="sampler")
+        guidance = {"scale": cfg_scale, "interval": cfg_interval, "channels": cfg_channels}
+        build(GUIDANCES, {"type": "classifier-free", **guidance})
 
-    def guidance(self) -> str:
-        """The options of tools/sample.py that guide as these grids are guided."""
+    def guidance_options(self) -> str:
+        """Return the options of `ahpa sample` for the guidance and the sampler of these grids."""
         low, high = self.options["cfg_interval"]
         channels = self.options["cfg_channels"]
         only = "" if channels is None else f" --cfg-channels {channels}"
+        sampler = self.options["sampler"]
+        if sampler is not None:
+            only += f" --sampler {sampler}"
         return f" --cfg-scale {self.options['cfg_scale']} --cfg-interval {low} {high}{only}"
 
-    def before_train(self, runner) -> None:
-        """What would fail at the first grid is refused before the first step."""
-        generator, channels = self.generator(runner), self.options["cfg_channels"]
+    def before_train(self, runner: Runner) -> None:
+        """Refuse before the first step what would fail at the first grid."""
+        generator = self.generator(runner)
         generator.sampler(self.options["sampler"])
+        channels = self.options["cfg_channels"]
         latent = generator.backbone.streams["image"][0]
         if channels is not None and channels > latent:
-            raise ConfigError(f"SampleGrids.cfg_channels: the latent has {latent} channels, got {channels}.")
+            raise ConfigError(
+                f"SampleGrids.cfg_channels: the latent has {latent} channels, got {channels}."
+            )
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if due(runner, self.interval) and runner.rank == 0:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Draw a grid if one is due."""
+        due = self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)
+        if due and runner.rank == 0:
             self.draw(runner)
 
     @staticmethod
-    def generator(runner) -> Generator:
-        model = runner.plain_model
-        return Generator(tokenizer=model.tokenizer, backbone=model.ema, flow=model.flow, conditioner=model.conditioner)
+    def generator(runner: Runner) -> Generator:
+        """Return a generator over the averaged weights."""
+        return Generator(
+            tokenizer=runner.parts.tokenizer,
+            backbone=runner.parts.ema.backbone,
+            flow=runner.net.flow,
+            conditioner=runner.parts.conditioner,
+        )
 
     @torch.no_grad()
-    def draw(self, runner) -> Path:
-        model = runner.plain_model
-        known = model.conditioner.all()
-        rows = min(self.rows, len(known))
-        shown = [known[round(i * (len(known) - 1) / max(rows - 1, 1))] for i in range(rows)]  # spread over all
-        labels = [label for label in shown for _ in range(self.columns)]
+    def draw(self, runner: Runner) -> None:
+        """Draw the grid and write it; a grid that cannot be written is a warning."""
+        conditioner = runner.parts.conditioner
+        known = conditioner.all()
+        names = runner.train_dataloader.dataset.classes
+        numbered = names is not None and conditioner.takes == "classes"
+        if numbered:  # a backbone may have more labels than the data set has classes
+            known = known[: len(names)]
+        count = min(self.rows, len(known))
+        shown = [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]
         images = self.generator(runner).sample(
-            labels, seed=self.seed, precision=runner.optim_wrapper.precision, **self.options
+            [condition for condition in shown for _ in range(self.columns)],
+            seed=self.seed,
+            precision=runner.trainer.optimiser.precision,
+            **self.options,
         )
-        path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter:09d}.png"
-        names = getattr(runner.train_dataloader.dataset, "classes", None)
-        numbered = names and model.conditioner.takes == "classes"
-        captions = [str(names[label]) if numbered else str(label) for label in shown]
-        save_grid(images, path, columns=self.columns, captions=captions)
-        if runner.iter == runner.max_iters:
-            runner.say(f"samples (EMA): {path}")
-        return path
+        done = runner.iter + 1
+        path = Path(runner.work_dir) / "samples" / f"iter_{done:09d}.png"
+        captions = [str(names[c]) if numbered else str(c) for c in shown]
+        try:
+            save_grid(images, path, columns=self.columns, captions=captions)
+        except UserError as error:
+            runner.logger.warning(f"the grid of samples was not written: {error}")
+            return
+        if done == runner.max_iters:
+            runner.logger.info(f"samples (EMA): {path}")

@@ -1,38 +1,50 @@
-"""PNG grids and the field's sample archives, written whole or not at all."""
+"""PNG grids and the field's sample archives, written complete or not at all."""
 
 import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .checkpoint import write_file
+from ..registry.files import write_file
 
 GAP = 2  # pixels between the pictures of a grid
-LONGEST = 48  # letters of a caption; a longer one is cut
-LETTER = 6  # pixels a letter of PIL's built-in font takes
+LONGEST = 48  # characters of a caption; a longer one is cut
+LETTER = 6  # pixels per character of PIL's built-in font
 
 
-def shortened(caption: str) -> str:
-    """At most LONGEST letters, of those that PIL's built-in font has."""
+def shorten(caption: str) -> str:
+    """Cut a caption to `LONGEST` characters of those that PIL's built-in font has."""
     cut = caption if len(caption) <= LONGEST else f"{caption[: LONGEST - 3]}..."
     return cut.encode("latin-1", "replace").decode("latin-1")
 
 
-def grid(images: Tensor, *, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """uint8 [n, 3, H, W] -> one picture with `columns` a row; `captions` stand left of the rows."""
-    captions = [shortened(caption) for caption in captions or ()]
+def make_grid(
+    images: Tensor, *, columns: int, captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Arrange images in rows.
+
+    Args:
+        images: uint8 [n, 3, H, W].
+        columns: Images per row.
+        captions: One per row, written to the left of it.
+    """
+    captions = [shorten(caption) for caption in captions or ()]
     count, _, height, width = images.shape
     rows = -(-count // columns)
-    margin = LETTER * max(len(caption) for caption in captions) + 8 if captions else 0
-    page = Image.new("RGB", (margin + columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
-    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        row, column = divmod(i, columns)
-        page.paste(Image.fromarray(image), (margin + GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    longest = max((len(caption) for caption in captions), default=0)
+    margin = LETTER * longest + 8 if captions else 0
+    size = (margin + columns * (width + GAP) + GAP, rows * (height + GAP) + GAP)
+    page = Image.new("RGB", size, "white")
+    for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        row, column = divmod(number, columns)
+        place = (margin + GAP + column * (width + GAP), GAP + row * (height + GAP))
+        page.paste(Image.fromarray(image), place)
     draw = ImageDraw.Draw(page)
     for row, caption in enumerate(captions):
         draw.text((4, GAP + row * (height + GAP) + height // 2 - 6), caption, fill="black")
@@ -40,29 +52,63 @@ def grid(images: Tensor, *, columns: int, captions: Sequence[str] | None = None)
 
 
 def encode_png(image: Image.Image) -> bytes:
+    """Encode an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def save_grid(images: Tensor, path: Path, **options) -> None:
-    write_file(Path(path), encode_png(grid(images, **options)))
+def save_grid(
+    images: Tensor, path: Path, *, columns: int, captions: Sequence[str] | None = None
+) -> None:
+    """Write a grid of images as PNG; see `make_grid`. Raises UserError if it cannot be written."""
+    write_file(Path(path), encode_png(make_grid(images, columns=columns, captions=captions)))
 
 
-def save_pngs(batches: Iterable[Tensor], labels: Sequence[int], folder: Path, *, prompts=None) -> None:
-    """One PNG an image, named after its number and class; or its prompt's number, with prompts.json, their list."""
+def save_pngs(
+    batches: Iterable[Tensor],
+    labels: Sequence[int],
+    folder: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+) -> None:
+    """Write one PNG per image, named after its number and class.
+
+    Args:
+        batches: uint8 [b, 3, H, W] each.
+        labels: Class of each image, or the number of its prompt.
+        folder: Where to write them.
+        prompts: The prompts that `labels` number; written to prompts.json.
+    """
     kind = "class" if prompts is None else "prompt"
+    folder = Path(folder)
     if prompts is not None:
-        write_file(Path(folder) / "prompts.json", (json.dumps(prompts, indent=1) + "\n").encode())
-    images = (image for batch in batches for image in batch.permute(0, 2, 3, 1).contiguous().numpy())
+        write_file(folder / "prompts.json", json.dumps(list(prompts), indent=1).encode() + b"\n")
+    images = (image for batch in batches for image in batch.permute(0, 2, 3, 1).contiguous())
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        write_file(Path(folder) / f"{number:06d}_{kind}{label:04d}.png", encode_png(Image.fromarray(image)))
+        name = f"{number:06d}_{kind}{label:04d}.png"
+        write_file(folder / name, encode_png(Image.fromarray(image.numpy())))
 
 
-def save_npz(images: Sequence[Tensor], labels: Sequence[int], path: Path, *, prompts=None) -> None:
-    """The ADM evaluator's archive: arr_0 uint8 [n, H, W, 3] (and arr_1, the labels [n] int64; with `prompts`, which
-    these number, their list as a third array of that name)."""
-    buffer, named = io.BytesIO(), {} if prompts is None else {"prompts": np.asarray(prompts)}
-    arrays = torch.cat(list(images)).permute(0, 2, 3, 1).contiguous().numpy(), np.asarray(labels, np.int64)
-    np.savez(buffer, *arrays, **named)
+def save_npz(
+    batches: Iterable[Tensor],
+    labels: Sequence[int],
+    path: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+) -> None:
+    """Write the ADM evaluator's archive: arr_0 uint8 [n, H, W, 3] and arr_1, int64 labels [n].
+
+    Args:
+        batches: uint8 [b, 3, H, W] each.
+        labels: Class of each image, or the number of its prompt.
+        path: The .npz file.
+        prompts: The prompts that `labels` number; a third array of that name.
+    """
+    images = torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous().numpy()
+    arrays: dict[str, Any] = {"arr_0": images, "arr_1": np.asarray(labels, np.int64)}
+    if prompts is not None:
+        arrays["prompts"] = np.asarray(prompts)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
     write_file(Path(path), buffer.getbuffer())

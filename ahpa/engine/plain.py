@@ -1,11 +1,11 @@
-"""Configs as plain data: what a checkpoint or config.json may hold, so that reading one executes nothing."""
+"""Configs as plain data, so that reading a checkpoint or a config.json executes nothing."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def to_plain(value: Any) -> Any:
-    """Dicts, lists, strings, numbers, booleans and None, recursively; anything else becomes its text."""
+    """Reduce a value to dicts, lists, strings, numbers, booleans and None; else to its text."""
     if isinstance(value, Mapping):
         return {str(key): to_plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,39 +1,72 @@
-"""What a start finds in its work dir: a run to go on with (`--resume`), or an earlier one that must not be mixed in.
+"""What a start finds in its work dir: a run to continue, or an earlier run to keep apart.
 
-A resumed run may differ from its checkpoint in what does not touch the training (hooks, length, workers). Whatever else
-was changed is told of; what cannot be changed in the middle of a run is refused, and nothing is changed in silence.
+A resumed run may differ from its checkpoint in what does not touch the training (hooks, length,
+workers). Every other change is reported, and what cannot change in the middle of a run is refused.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 
 from ..registry import UserError
 from . import checkpoint
+from .distributed import Processes
 
-RUN_FILES = ("checkpoints", "samples", "policy", "logs", "train.log", "scalars.json", "config.json")
-FREE = ("hooks", "train_cfg", "visualizer", "work_dir", "launcher", "compile", "custom_imports", "default_scope",
-        "train_dataloader.num_workers")  # fmt: skip
+RUN_FILES = (
+    "checkpoints",
+    "samples",
+    "policy",
+    "logs",
+    "train.log",
+    "scalars.json",
+    "config.json",
+)
+FREE = (  # options that may change at a resume without a word
+    "hooks",
+    "checkpoints",
+    "train_cfg",
+    "visualizer",
+    "work_dir",
+    "launcher",
+    "compile",
+    "custom_imports",
+    "default_scope",
+    "demo",
+    "train_dataloader.num_workers",
+    "model.type",  # this and the next two stand in checkpoints of the first edition
+    "optim_wrapper.type",
+    "train_dataloader.dataset.resolution",
+)
 OPTIMIZER = "optim_wrapper.optimizer"
+Changes = Mapping[str, tuple[Any, Any]]  # dotted key -> (old, new)
+
+logger = logging.getLogger("ahpa")
 
 
-def find_resumable(work_dir: Path, rank: int) -> Path | None:
-    """The newest valid checkpoint; the first process sets damaged ones aside, the others wait for it."""
-    answer = [checkpoint.newest(work_dir / "checkpoints") if rank == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(answer, src=0)
-    if answer[0] is None and rank == 0:
-        print(f"--resume: no checkpoint in {work_dir / 'checkpoints'}; starting from the beginning.", flush=True)
-    return answer[0]
+def find_resumable(work_dir: Path, processes: Processes) -> Path | None:
+    """Find the newest valid checkpoint; the first process sets damaged ones aside."""
+    found = checkpoint.newest(work_dir / "checkpoints") if processes.rank == 0 else None
+    found = processes.from_first(found)
+    if found is None:
+        logger.info(
+            "--resume: there is no checkpoint in %s; starting from the beginning.",
+            work_dir / "checkpoints",
+        )
+    return found
 
 
 def keep_earlier(work_dir: Path) -> Path | None:
-    """Moves an earlier run's files to `earlier-N/` in the work dir, so that a fresh start neither overwrites them nor
-    is mixed with them -> that folder, or None where no run was."""
-    if not checkpoint.list_checkpoints(work_dir / "checkpoints") and not (work_dir / "scalars.json").exists():
+    """Move an earlier run's files to `earlier-N/`, so that a fresh start is not mixed with them.
+
+    Returns:
+        The folder, or None if there was no run.
+    """
+    has_checkpoints = bool(checkpoint.list_checkpoints(work_dir / "checkpoints"))
+    if not has_checkpoints and not (work_dir / "scalars.json").exists():
         return None
     number = 1
     while (place := work_dir / f"earlier-{number}").exists():
@@ -46,46 +79,73 @@ def keep_earlier(work_dir: Path) -> Path | None:
 
 
 def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (old, new)} of two plain configs; an option that one of them does not name is None there."""
+    """Return {dotted key: (old, new)} of two plain configs; an absent option counts as None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for key in dict.fromkeys((*old, *new)):
             found |= differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
         return found
     return {} if old == new else {where: (old, new)}
 
 
-def changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
-    """The differences of two configs that touch the training."""
-    return {key: pair for key, pair in differences(old, new).items()
-            if not any(key == free or key.startswith(f"{free}.") for free in FREE)}  # fmt: skip
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the differences of two configs that touch the training."""
+
+    def is_free(key: str) -> bool:
+        return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+    return {key: pair for key, pair in differences(old, new).items() if not is_free(key)}
 
 
-def tell(changed: Mapping[str, tuple]) -> str:
-    """'a.b: 1 -> 2; c: None -> 3', for a message."""
+def describe(changed: Changes) -> str:
+    """List changes for a message: 'a.b: 1 -> 2; c: None -> 3'."""
     return "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
 
 
-def refuse(path: Path, changed: Mapping[str, tuple], reason: str) -> UserError:
-    """The error of a checkpoint that this config cannot go on from."""
-    differ = f"These options differ: {tell(changed)}. " if changed else ""
-    return UserError(f"--resume: this config cannot go on from {path}: {reason}. {differ}Use the options that the run was "
-                     "started with, or start afresh in another --work-dir.")  # fmt: skip
+def cannot_resume(path: Path, changed: Changes, reason: str) -> UserError:
+    """Make the error for a checkpoint that this config cannot continue."""
+    differ = f"These options differ: {describe(changed)}. " if changed else ""
+    return UserError(
+        f"cannot resume from {path}: {reason}. {differ}Use the options that the run was started "
+        "with, or start a new run in another --work-dir."
+    )
 
 
-def check_resumable(path: Path, changed: Mapping[str, tuple], *, scheduled: bool) -> None:
-    """Refuses changes that a checkpoint's state would silently overrule. UserError."""
-    for key in changed:
+def check_resumable(path: Path, changed: Changes, *, scheduled: bool) -> None:
+    """Refuse changes that the checkpoint's state would silently override.
+
+    Args:
+        path: The checkpoint, for the message.
+        changed: Differences of the two configs.
+        scheduled: Whether the run has a learning-rate schedule.
+
+    Raises:
+        UserError: For a change of the schedule, of the optimiser's type, or of its options under
+            a schedule.
+    """
+    for key, pair in changed.items():
         if key.startswith("param_scheduler"):
-            raise refuse(path, {key: changed[key]}, "a schedule cannot change in the middle of a run")
-        if key == f"{OPTIMIZER}.type":
-            raise refuse(path, {key: changed[key]}, "the optimiser's state is of another kind")
-        if key.startswith(OPTIMIZER) and scheduled:
-            raise refuse(path, {key: changed[key]}, "the schedule of the run goes on from the optimiser's options")
+            reason = "a schedule cannot change in the middle of a run"
+        elif key == f"{OPTIMIZER}.type":
+            reason = "the state in it belongs to another optimiser"
+        elif key.startswith(OPTIMIZER) and scheduled:
+            reason = "the run's schedule continues from the optimiser's original options"
+        else:
+            continue
+        raise cannot_resume(path, {key: pair}, reason)
 
 
-def renew_options(optimizer, fresh: list[dict], changed: Mapping[str, tuple]) -> None:
-    """Gives an optimiser, whose state was just loaded, those of its own `fresh` options that the config changed."""
-    names = {key.removeprefix(f"{OPTIMIZER}.").split(".")[0] for key in changed if key.startswith(f"{OPTIMIZER}.")}
+def apply_changed_options(
+    optimizer: torch.optim.Optimizer, fresh: list[dict[str, Any]], changed: Changes
+) -> None:
+    """Set the changed options of an optimiser whose state was just loaded.
+
+    Args:
+        optimizer: The optimiser.
+        fresh: Options of its groups before the state was loaded.
+        changed: Differences of the two configs.
+    """
+    prefix = f"{OPTIMIZER}."
+    names = {key.removeprefix(prefix).split(".")[0] for key in changed if key.startswith(prefix)}
     for group, options in zip(optimizer.param_groups, fresh, strict=True):
         group.update({name: options[name] for name in names if name in options})

@@ -1,299 +1,583 @@
-"""AlignmentRunner: mmengine's Runner with its weak parts replaced (checkpoints, resume, wrapping, logging of itself).
+"""AlignmentRunner: the adapter between the training loop and mmengine's Runner.
 
-`from_config` reads a checked config, builds every part through the registries, and returns a runner to `train()`.
+`from_config` builds every part through the registries. mmengine's hooks, parameter schedulers,
+visualisers and config files work as mmengine documents them; the loop itself is `Trainer`.
 """
 
+import copy
+import json
+import logging
 import os
-import random
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import Runner
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from ..registry import (
-    BACKBONES,
-    DATASETS,
-    HOOKS,
-    LOADERS,
-    MODELS,
-    OPTIM_WRAPPERS,
-    PARAM_SCHEDULERS,
-    RUNNERS,
-    UserError,
-    build,
-)
-from ..registry.registry import parameters
-from . import checkpoint, signals
-from .optim import build_optimizer
+from ..data.sampler import CursorLoader
+from ..registry import BACKBONES, DATASETS, HOOKS, PARAM_SCHEDULERS, UserError, build
+from ..registry.contracts import Dataset
+from ..registry.files import write_file
+from ..registry.validation import positive_int
+from . import checkpoint, resume, signals
+from .assembly import build_model
+from .denoiser import AlignedDenoiser
+from .distributed import Processes
+from .metrics import Metrics
+from .optimiser import Optimiser, build_optimizer
 from .plain import to_plain
-from .resume import changes, check_resumable, find_resumable, keep_earlier, refuse, renew_options, tell
+from .random_state import random_state, set_random_state
+from .run_log import RunLog, start_logging
+from .trainer import Run, Trainer, TrainOptions
+
+logger = logging.getLogger("ahpa")
+
+CHECKPOINTS = {"interval": 10_000, "keep": 3}  # defaults of the section `checkpoints`
+MMENGINE_HOOKS = (  # mmengine's default hooks; the loop, or our hooks, do their work
+    "runtime_info",
+    "timer",
+    "sampler_seed",
+    "logger",
+    "param_scheduler",
+    "checkpoint",
+)
 
 
-def rng_state() -> dict:
-    """This process's global random states as tensors and plain numbers (safe to load)."""
-    version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    state = dict(python=(version, list(words), gauss), torch=torch.get_rng_state())
-    state["numpy"] = (name, torch.from_numpy(keys.astype(np.int64)), *[float(x) for x in rest])
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+class TrainerLoop(BaseLoop):
+    """Shows the trainer to mmengine's hooks as `runner.train_loop`."""
 
-
-def set_rng_state(state: dict) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached))
-    torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def start_processes(launcher: str) -> tuple[int, int]:
-    """Joins the process group of torchrun or slurm -> (rank, world size); gloo where there is no GPU."""
-    if launcher == "none":
-        return 0, 1
-    if not dist.is_initialized():
-        if torch.cuda.is_available() or launcher == "slurm":
-            from mmengine.dist import init_dist
-
-            init_dist(launcher, backend="nccl" if torch.cuda.is_available() else "gloo")
-        else:
-            if "RANK" not in os.environ:
-                raise UserError("--launcher pytorch is for torchrun: torchrun --nproc-per-node N tools/train.py ...")
-            dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
-@RUNNERS.register_module()
-class AlignmentRunner(Runner):
-    """See the module. Attributes beside mmengine's: `global_batch_size`, `plain_model`, `say`."""
-
-    @classmethod
-    def from_config(cls, cfg, *, resume: bool = False, fit_classes: bool = False) -> "AlignmentRunner":
-        """cfg: a config that `ahpa.engine.config.load` returned. fit_classes: the backbone gets as many classes as the
-        data set has. Raises UserError for data or weights not found."""
-        launcher = cfg.get("launcher", "none")
-        rank, world = start_processes(launcher)
-        seed = (cfg.get("randomness") or {}).get("seed", 0)
-        loader_cfg = dict(cfg["train_dataloader"])
-        dataset = build(DATASETS, loader_cfg.pop("dataset"), where="train_dataloader.dataset")
-        if fit_classes and hasattr(dataset, "classes") and takes_classes(cfg["model"]["backbone"]):
-            set_classes(cfg["model"]["backbone"], dataset, quiet=rank > 0)
-        torch.manual_seed(seed)
-        model = build(MODELS, cfg["model"], where="model")
-        check_classes(model, dataset)
-        model.load_weights()
-        work_dir, found, state, changed = Path(cfg["work_dir"]), None, None, {}
-        if resume and (found := find_resumable(work_dir, rank)):
-            state = checkpoint.load(found)
-            changed = changes(state["meta"]["config"], to_plain(cfg))
-            check_resumable(found, changed, scheduled=bool(cfg.get("param_scheduler")))
-        accumulate = cfg["optim_wrapper"].get("accumulative_counts", 1)
-        batch, rest = divmod(loader_cfg["global_batch_size"], world * accumulate)
-        if rest or not batch:
-            raise UserError(f"train_dataloader.global_batch_size: {loader_cfg['global_batch_size']} cannot be divided "
-                            f"by {world} processes x {accumulate} accumulated batches.")  # fmt: skip
-        start = state["data"]["consumed"] if state else 0
-        del loader_cfg["global_batch_size"]
-        loader = build(LOADERS, {"type": "CursorLoader", **loader_cfg}, where="train_dataloader",
-                       dataset=dataset, batch=batch, seed=seed, rank=rank, world=world, start=start)  # fmt: skip
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        model.to(device)
-        wrapper_cfg = dict(cfg["optim_wrapper"])
-        wrapper_cfg["optimizer"] = build_optimizer(wrapper_cfg["optimizer"], model)
-        wrapper = build(OPTIM_WRAPPERS, wrapper_cfg, where="optim_wrapper")
-        earlier = keep_earlier(work_dir) if rank == 0 and state is None else None
-        runner = cls(
-            model=model, work_dir=cfg["work_dir"], train_dataloader=loader, optim_wrapper=wrapper,
-            train_cfg={"type": "AlignmentTrainLoop", **cfg["train_cfg"]}, param_scheduler=cfg.get("param_scheduler"),
-            default_hooks=empty_default_hooks(), custom_hooks=list_hooks(cfg), visualizer=cfg.get("visualizer"),
-            randomness={"diff_rank_seed": True, **(cfg.get("randomness") or {}), "seed": seed}, launcher=launcher,
-            default_scope="ahpa", log_level="ERROR", experiment_name=f"ahpa_{os.getpid()}_{time.time_ns()}",
-            cfg=Config(to_plain(cfg)),
-        )  # fmt: skip
-        runner.plain_config, runner.resume_state, runner.resume_path = to_plain(cfg), state, found
-        runner.changed = changed
-        if earlier:
-            runner.say(f"an earlier run lay in {work_dir}: it is kept in {earlier} (--resume goes on with a run)")
-        return runner
-
-    # ---- what mmengine does otherwise ----
-
-    def wrap_model(self, model_wrapper_cfg, model):
-        """Compiles each block where asked for, then wraps for several processes."""
-        self.plain_model, self.global_batch_size = model, self.cfg["train_dataloader"]["global_batch_size"]
-        self.bad_steps_told, self.last_indices, self.last_batch = 0, [], {}
-        if self.cfg.get("compile", False):
-            for block in model.backbone.blocks:
-                block.compile(dynamic=False)
-        if not self.distributed:
-            return model
-        self.control = dist.new_group(backend="gloo")
-        device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-        return MMDistributedDataParallel(module=model, device_ids=device_ids, broadcast_buffers=False)
-
-    def setup_env(self, env_cfg) -> None:
-        super().setup_env(env_cfg)
-        self._timestamp = "logs"  # mmengine's own folder, in place of one named after the time of each start
-
-    def build_param_scheduler(self, scheduler) -> list:
-        """Schedulers count optimiser steps (`by_epoch=False`): the stream of samples has no epochs of its own."""
-        schedulers = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
-        return [
-            build(
-                PARAM_SCHEDULERS,
-                {"by_epoch": False, **cfg},
-                where=f"param_scheduler[{i}]",
-                optimizer=self.optim_wrapper,
-            )
-            for i, cfg in enumerate(schedulers)
-        ]
-
-    def _maybe_compile(self, target: str) -> None:
-        """mmengine would compile the whole of train_step; the blocks are compiled in `wrap_model`."""
-
-    def _init_model_weights(self) -> None:
-        """The parts initialise themselves."""
-
-    def _log_env(self, env_cfg) -> None:
-        """Told shortly by the progress hook."""
-
-    def dump_config(self) -> None:
-        """Kept as plain data in each checkpoint, and as config.json beside them."""
-
-    def call_hook(self, fn_name: str, **kwargs) -> None:
-        for hook in self._hooks:  # mmengine hides the traceback of a TypeError inside a hook
-            if hasattr(hook, fn_name):
-                getattr(hook, fn_name)(self, **kwargs)
-
-    def say(self, message: str) -> None:
-        """One line for a person: to the screen and to train.log; only the first process speaks."""
-        if self.rank == 0:
-            print(message, flush=True)
-            with open(Path(self.work_dir) / "train.log", "a") as file:
-                file.write(f"{message}\n")
-
-    def stop_agreed(self) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer at the same boundary."""
-        asked = signals.asked()
-        if self.distributed:
-            flag = torch.tensor([int(asked is not None)])
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control)
-            asked = asked or ("another process" if int(flag) else None)
-        if asked and not self.train_loop.stop_training:
-            self.train_loop.stop_training = True
-            self.say(f"{asked} at iteration {self.iter}: saving a checkpoint and ending; go on with --resume.")
-        return self.train_loop.stop_training
-
-    # ---- checkpoints ----
+    def __init__(self, runner: "AlignmentRunner", trainer: Trainer) -> None:
+        super().__init__(runner, trainer.loader)
+        self.trainer = trainer
+        self.stop_training = False
 
     @property
-    def checkpoint_dir(self) -> Path:
-        return Path(self.work_dir) / "checkpoints"
+    def iter(self) -> int:
+        """Number of the current step, from 0, as mmengine counts: raised after the hooks ran."""
+        return self.runner.iter
 
-    def state(self) -> dict:
-        """All that a checkpoint holds; gathers the random states of all processes."""
-        states = [rng_state()]
-        if self.distributed:
-            states = [None] * self.world_size
-            dist.all_gather_object(states, rng_state(), group=self.control)
-        schedulers = self.param_schedulers or []
-        return dict(
-            model=self.plain_model.state_dict(), ema=self.plain_model.ema.state_dict(),
-            optimizer=self.optim_wrapper.state_dict(), rng=states, data=self.train_loop.state_dict(),
-            schedulers=[scheduler.state_dict() for scheduler in schedulers],
-            hooks={type(hook).__name__: hook.state_dict() for hook in self._hooks if hasattr(hook, "state_dict")},
-            meta=dict(iteration=self.iter, config=self.plain_config, seed=self.seed),
-        )  # fmt: skip
+    @property
+    def max_iters(self) -> int:
+        """Optimiser steps of the run."""
+        return self.trainer.options.max_iters
+
+    @property
+    def epoch(self) -> int:
+        """Always 0: the stream of samples has no epochs of its own."""
+        return 0
+
+    @property
+    def max_epochs(self) -> int:
+        """Always 1."""
+        return 1
+
+    def run(self) -> nn.Module:
+        """Train to the end."""
+        self.trainer.train()
+        return self.runner.model
+
+
+class AlignmentRunner(Runner, Run):
+    """mmengine's Runner around a `Trainer`: checkpoints, resume, log, hooks and signals.
+
+    Build it with `from_config`. Beside mmengine's attributes it has `net` (the trained model),
+    `parts` (the frozen ones), `trainer`, `processes` and `logger` (to the screen and train.log).
+    """
+
+    trainer: Trainer
+
+    @classmethod
+    def from_config(
+        cls, cfg: dict[str, Any], *, resume: bool = False, fit_classes: bool = False
+    ) -> "AlignmentRunner":
+        """Build a run from a checked config.
+
+        Args:
+            cfg: A config as `ahpa.engine.config.load` returns it.
+            resume: Continue from the newest valid checkpoint of the work dir.
+            fit_classes: Set the backbone's number of classes to the data set's.
+
+        Raises:
+            UserError: If data or weights are missing, or the config does not fit the checkpoint.
+        """
+        processes = Processes.start(cfg.get("launcher", "none"))
+        start_logging(rank=processes.rank)
+        work_dir = Path(cfg["work_dir"])
+        seed = (cfg.get("randomness") or {}).get("seed", 0)
+        dataset = build_dataset(cfg)
+        if fit_classes:
+            set_classes(cfg["model"]["backbone"], dataset)
+        torch.manual_seed(seed)
+        net = build_model(cfg["model"])
+        check_conditions(net, dataset)
+        net.parts.load()
+        saved = SavedRun.find(work_dir, cfg, processes) if resume else None
+        start_log_file(work_dir, processes, fresh=saved is None)
+        gpu = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        net.to(device)
+        net.parts.to(device)
+        runner = cls(cfg=cfg, net=net, processes=processes, seed=seed)
+        runner._attach_trainer(dataset, saved)
+        return runner
+
+    def __init__(
+        self, *, cfg: dict[str, Any], net: AlignedDenoiser, processes: Processes, seed: int
+    ) -> None:
+        self.settings = cfg
+        self.net = net
+        self.parts = net.parts
+        self.processes = processes
+        self._hook_iteration = 0
+        self.own_hooks = build_hooks(cfg)
+        optimizer = build_optimizer(cfg["optim_wrapper"]["optimizer"], net)
+        super().__init__(
+            model=net,
+            work_dir=cfg["work_dir"],
+            train_dataloader={},
+            optim_wrapper=OptimWrapper(optimizer),
+            train_cfg={},
+            default_hooks=dict.fromkeys(MMENGINE_HOOKS),
+            custom_hooks=list(self.own_hooks.values()),
+            visualizer=copy.deepcopy(cfg.get("visualizer")),  # mmengine adds this run's folder
+            randomness={"diff_rank_seed": True, **(cfg.get("randomness") or {}), "seed": seed},
+            launcher=cfg.get("launcher", "none"),
+            default_scope="ahpa",
+            experiment_name=f"ahpa_{os.getpid()}_{time.time_ns()}",
+            cfg=Config(to_plain(cfg)),
+        )
+
+    def _attach_trainer(self, dataset: Dataset, saved: "SavedRun | None") -> None:
+        """Build the loader, the optimiser and the trainer, and restore the saved state."""
+        cfg, processes = self.settings, self.processes
+        wrapper = {key: value for key, value in cfg["optim_wrapper"].items() if key != "optimizer"}
+        optimiser = Optimiser(optimizer=self.optim_wrapper.optimizer, **wrapper)
+        options = TrainOptions(
+            **cfg["train_cfg"],
+            seed=self.seed,
+            global_batch_size=cfg["train_dataloader"]["global_batch_size"],
+        )
+        batch = batch_per_process(options.global_batch_size, processes.world, optimiser.accumulate)
+        loader = CursorLoader(
+            dataset=dataset,
+            batch=batch,
+            seed=self.seed,
+            rank=processes.rank,
+            world=processes.world,
+            start=saved.state["data"]["consumed"] if saved else 0,
+            num_workers=cfg["train_dataloader"].get("num_workers", 0),
+        )
+        self.trainer = Trainer(
+            net=self.model,
+            model=self.net,
+            optimiser=optimiser,
+            loader=loader,
+            options=options,
+            metrics=Metrics(processes),
+            schedulers=build_schedulers(cfg, optimiser.optimizer),
+            run=self,
+        )
+        self.param_schedulers = self.trainer.schedulers
+        self._train_loop = TrainerLoop(self, self.trainer)
+        self.run_log = RunLog(Path(self.work_dir))
+        self._saved = saved
+        self._saved_at = -1
+
+    # ---- what mmengine does otherwise -------------------------------------------------------
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
+        """Return our own logger, to the screen and train.log; quiet while the Runner is built."""
+        logger.setLevel(logging.WARNING)
+        return logger
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: AlignedDenoiser) -> nn.Module:
+        """Compile each block if the config asks for it, then wrap for several processes."""
+        if self.settings.get("compile", False):
+            for block in model.backbone.blocks:
+                block.compile(dynamic=False)
+        if not self.processes.several:
+            return model
+        device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set up mmengine's environment; its own files go to `logs/` in the work dir."""
+        super().setup_env(env_cfg)
+        self._timestamp = "logs"
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        """Log nothing; the first lines of a run say what matters."""
+
+    def dump_config(self) -> None:
+        """Write nothing; the config is plain data in each checkpoint and in config.json."""
+        logger.setLevel(logging.INFO if self.processes.rank == 0 else logging.WARNING)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call a hook point of all hooks; a TypeError inside a hook keeps its traceback."""
+        call_hooks(self._hooks, self, fn_name, **kwargs)
+
+    def train(self) -> nn.Module:
+        """Train to the end and return the model."""
+        self.trainer.train()
+        return self.model
+
+    @property
+    def iter(self) -> int:
+        """Number of the current step from 0, as mmengine counts: raised after the hooks ran."""
+        return self._hook_iteration
+
+    @property
+    def max_iters(self) -> int:
+        """Optimiser steps of the run."""
+        return self.trainer.options.max_iters
+
+    @property
+    def epoch(self) -> int:
+        """Always 0: the stream of samples has no epochs of its own."""
+        return 0
+
+    @property
+    def train_dataloader(self) -> DataLoader:
+        """The endless data loader."""
+        return self.trainer.loader
+
+    # ---- what happens around the loop (see Run) ---------------------------------------------
+
+    def say(self, message: str) -> None:
+        """Log a message, to the screen and train.log."""
+        logger.info(message)
+
+    def before_train(self) -> None:
+        """Restore the saved state, write config.json, start the log and call the hooks."""
+        self.call_hook("before_run")
+        if self._saved:
+            self._restore(self._saved)
+        self._hook_iteration = self.trainer.iteration
+        if self.rank == 0:
+            config = json.dumps(to_plain(self.settings), indent=2).encode()
+            write_file(Path(self.work_dir) / "config.json", config + b"\n")
+            self.run_log.start(self.trainer.iteration)
+        self.call_hook("before_train")
+        self.call_hook("before_train_epoch")  # as mmengine: the whole run is one big epoch
+
+    def restore_random_state(self) -> None:
+        """Restore this process's global random state; the read checkpoint is released."""
+        if self._saved and self.rank < len(self._saved.state["rng"]):
+            set_random_state(self._saved.state["rng"][self.rank])
+        self._saved = None
+
+    def stop_requested(self) -> bool:
+        """Whether any process received a signal; all get the same answer at the same step."""
+        asked = signals.asked()
+        loop = self._train_loop
+        if self.processes.any(asked is not None) and not loop.stop_training:
+            loop.stop_training = True
+            self.say(
+                f"{asked or 'another process was asked to stop'} at iteration "
+                f"{self.trainer.iteration}: saving a checkpoint and ending; continue with --resume."
+            )
+        return loop.stop_training
+
+    def before_step(self, iteration: int) -> None:
+        """Call the hooks."""
+        self._hook_iteration = iteration
+        self.call_hook("before_train_iter", batch_idx=iteration, data_batch=None)
+
+    def after_step(self, iteration: int, values: Mapping[str, Tensor]) -> None:
+        """Save, log and call the hooks: the checkpoint comes before pictures and log lines.
+
+        Hooks with state are called first, so that the checkpoint holds their state after this step.
+        """
+        trainer, done = self.trainer, iteration + 1
+        step = {"batch_idx": iteration, "data_batch": None, "outputs": dict(values)}
+        call_hooks(self.stateful_hooks().values(), self, "after_train_iter", **step)
+        log_due = trainer.options.log_due(done)
+        if log_due:
+            self._make_record(done)
+        if done % self.checkpoints["interval"] == 0 or done == self.max_iters:
+            self.save()
+        if log_due and self.rank == 0:
+            self._write_record()
+        others = [hook for hook in self._hooks if not isinstance(hook, StatefulHook)]
+        call_hooks(others, self, "after_train_iter", **step)
+        self._hook_iteration = done
+
+    def after_train(self) -> None:
+        """Save unless the last step did, call the hooks, and say how to go on."""
+        if self._saved_at != self.trainer.iteration:
+            self.save()
+        self.call_hook("after_train_epoch")
+        self.call_hook("after_train")
+        last = self.checkpoint_path(self.trainer.iteration)
+        self.say(f"checkpoint: {last}")
+        if not self._train_loop.stop_training:
+            self.say(f"sample from it: {self._sample_command(last)}")
+        self.call_hook("after_run")
+
+    def _sample_command(self, path: Path) -> str:
+        """Return the command that samples as the run's own grids were sampled."""
+        from .hooks import SampleGrids
+
+        guidance = "".join(h.guidance_options() for h in self._hooks if isinstance(h, SampleGrids))
+        imports = self.settings.get("custom_imports")
+        own = f" --config {self.work_dir}/config.json" if imports else ""
+        out = f"{self.work_dir}/samples.png"
+        return f"python tools/sample.py {path} --num 64{guidance}{own} --out {out}"
+
+    def _make_record(self, done: int) -> None:
+        """Take the means over steps and ranks since the last line."""
+        optimiser = self.trainer.optimiser
+        self.run_log.make_record(
+            done,
+            self.trainer.metrics.reduce(),
+            lr=float(optimiser.optimizer.param_groups[0]["lr"]),
+            skipped=int(optimiser.bad_total),
+            batch=self.trainer.options.global_batch_size,
+        )
+
+    def _write_record(self) -> None:
+        """Write the last record to scalars.json, the visualisers, the screen and train.log."""
+        self.run_log.write()
+        record = self.run_log.record or {}
+        scalars = {key: value for key, value in record.items() if key != "iteration"}
+        self.visualizer.add_scalars(scalars, step=record["iteration"])
+        batch = self.trainer.options.global_batch_size
+        self.say(self.run_log.line(self.max_iters, batch))
+
+    # ---- checkpoints ------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> dict[str, int]:
+        """The options `interval` and `keep` of the section `checkpoints`."""
+        return {**CHECKPOINTS, **(self.settings.get("checkpoints") or {})}
+
+    def checkpoint_path(self, iteration: int) -> Path:
+        """Return the path of the checkpoint after this many steps."""
+        return Path(self.work_dir) / "checkpoints" / checkpoint.NAME.format(iteration)
+
+    def stateful_hooks(self) -> dict[str, "StatefulHook"]:
+        """Return the hooks with state by their names in the config, else by their types."""
+        named = {id(hook): name for name, hook in self.own_hooks.items()}
+        hooks = [hook for hook in self._hooks if isinstance(hook, StatefulHook)]
+        return {named.get(id(hook), type(hook).__name__): hook for hook in hooks}
+
+    def state(self) -> dict[str, Any]:
+        """Collect what a checkpoint holds, with the random states of all processes."""
+        trainer = self.trainer
+        hooks = self.stateful_hooks()
+        return {
+            "model": self.net.state_dict(),
+            "ema": self.parts.ema.backbone.state_dict(),
+            "optimizer": trainer.optimiser.state_dict(),
+            "rng": self.processes.gather(random_state()),
+            "data": trainer.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in trainer.schedulers],
+            "metrics": self.processes.gather(trainer.metrics.state_dict()),
+            "record": self.run_log.record,
+            "hooks": {name: hook.state_dict() for name, hook in hooks.items()},
+            "meta": {
+                "iteration": trainer.iteration,
+                "config": to_plain(self.settings),
+                "seed": self.seed,
+            },
+        }
 
     def save(self) -> Path:
-        """Writes a checkpoint of this boundary -> its path."""
-        path, state = self.checkpoint_dir / checkpoint.NAME.format(self.iter), self.state()
+        """Write a checkpoint of this step, prune older ones, and return its path."""
+        iteration = self.trainer.iteration
+        path = self.checkpoint_path(iteration)
+        state = self.state()
         if self.rank == 0:
             checkpoint.save(state, path)
-        if self.distributed:
-            dist.barrier(group=self.control)
+            checkpoint.prune(path.parent, keep=self.checkpoints["keep"])
+        self.processes.wait()
+        self._saved_at = iteration
         return path
 
-    def load_or_resume(self) -> None:
-        state = self.resume_state
-        if state is None:
-            return
+    def _restore(self, saved: "SavedRun") -> None:
+        """Load a saved run's state. Raises UserError if it does not fit."""
         try:
-            self._load(state)
-        except (RuntimeError, ValueError, KeyError) as error:  # whichever part of the state does not fit
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise refuse(self.resume_path, self.changed, f"its state does not fit ({reason})") from error
-        self.bad_steps_told = int(self.optim_wrapper.bad_total)
-        self.say(f"resumed from {self.resume_path} at iteration {self.iter}")
-        if self.changed:
-            self.say(f"changed since that checkpoint: {tell(self.changed)}")
+            self._load(saved)
+        except (RuntimeError, ValueError, KeyError) as error:  # whichever part does not fit
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise resume.cannot_resume(
+                saved.path, saved.changed, f"its state does not fit ({reason})"
+            ) from error
+        self.say(f"resumed from {saved.path} at iteration {self.trainer.iteration}")
+        if saved.changed:
+            self.say(f"changed since that checkpoint: {resume.describe(saved.changed)}")
 
-    def _load(self, state: dict) -> None:
-        self.plain_model.load_state_dict(state["model"])
-        self.plain_model.ema.load_state_dict(state["ema"])
-        optimizer = self.optim_wrapper.optimizer
-        fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        self.optim_wrapper.load_state_dict(state["optimizer"])
-        renew_options(optimizer, fresh, self.changed)
-        self.train_loop.load_state_dict(state["data"])
-        for scheduler, values in zip(self.param_schedulers or [], state["schedulers"], strict=True):
+    def _load(self, saved: "SavedRun") -> None:
+        state, trainer = saved.state, self.trainer
+        self.net.load_state_dict(state["model"])
+        self.parts.ema.backbone.load_state_dict(state["ema"])
+        optimizer = trainer.optimiser.optimizer
+        fresh = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+        trainer.optimiser.load_state_dict(state["optimizer"])
+        resume.apply_changed_options(optimizer, fresh, saved.changed)
+        trainer.load_state_dict(state["data"])
+        for scheduler, values in zip(trainer.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(values)
-        for hook in self._hooks:
-            if type(hook).__name__ in state["hooks"]:
-                hook.load_state_dict(state["hooks"][type(hook).__name__])
-
-    def restore_rng(self) -> None:
-        """After a resume: this process's global random states as they were; the read state is let go."""
-        state, self.resume_state = self.resume_state, None
-        if state is not None and self.rank < len(state["rng"]):
-            set_rng_state(state["rng"][self.rank])
+        metrics = state.get("metrics", [])  # absent in checkpoints of ahpa before 0.2
+        if self.rank < len(metrics):
+            trainer.metrics.load_state_dict(metrics[self.rank])
+        self.run_log.record = state.get("record")
+        for name, hook in self.stateful_hooks().items():
+            if name in state["hooks"]:
+                hook.load_state_dict(state["hooks"][name])
 
 
-def empty_default_hooks() -> dict:
-    """mmengine's default hooks, off but for the parameter scheduler's: ours stand in the config's `hooks`."""
-    names = ("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")
-    return {**dict.fromkeys(names), "param_scheduler": dict(type="ParamSchedulerHook")}
+class StatefulHook(Hook):
+    """An mmengine hook whose state is saved in checkpoints and restored at a resume."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
 
-def list_hooks(cfg) -> list:
-    """The config's hooks, built; a hook that is set to None is off."""
-    hooks = cfg.get("hooks", {}).items()
-    return [build(HOOKS, hook, where=f"hooks.{name}") for name, hook in hooks if hook is not None]
+class SavedRun:
+    """A checkpoint to continue from, and how this config differs from its own."""
+
+    def __init__(self, path: Path, state: dict[str, Any], changed: resume.Changes) -> None:
+        self.path = path
+        self.state = state
+        self.changed = changed
+
+    @classmethod
+    def find(
+        cls, work_dir: Path, cfg: Mapping[str, Any], processes: Processes
+    ) -> "SavedRun | None":
+        """Read the newest valid checkpoint of a work dir; None if there is none.
+
+        Raises:
+            UserError: If the config cannot continue it.
+        """
+        path = resume.find_resumable(work_dir, processes)
+        if path is None:
+            return None
+        state = checkpoint.load(path)
+        changed = resume.changes(state["meta"]["config"], to_plain(cfg))
+        resume.check_resumable(path, changed, scheduled=bool(cfg.get("param_scheduler")))
+        return cls(path, state, changed)
 
 
-def takes_classes(backbone: dict) -> bool:
-    return "num_classes" in parameters(BACKBONES.get(backbone["type"]))[0]
+def call_hooks(hooks: Iterable[Hook], runner: AlignmentRunner, point: str, **kwargs: Any) -> None:
+    """Call one of mmengine's hook points, such as "after_train_iter", of some hooks."""
+    for hook in hooks:
+        method = getattr(hook, point, None)
+        if method is not None:
+            method(runner, **kwargs)
 
 
-def set_classes(backbone: dict, dataset, *, quiet: bool) -> None:
-    """Makes the backbone's config fit the data set's classes, and says so."""
+def start_log_file(work_dir: Path, processes: Processes, *, fresh: bool) -> None:
+    """Start train.log; a fresh run first moves the files of an earlier run aside."""
+    earlier = resume.keep_earlier(work_dir) if fresh and processes.rank == 0 else None
+    start_logging(work_dir, rank=processes.rank)
+    if earlier:
+        logger.info(
+            "an earlier run in %s was moved to %s (--resume continues a run)", work_dir, earlier
+        )
+
+
+def build_hooks(cfg: Mapping[str, Any]) -> dict[str, Hook]:
+    """Build the config's hooks by name; a hook that is set to None is off."""
+    return {
+        name: build(HOOKS, hook, where=f"hooks.{name}")
+        for name, hook in (cfg.get("hooks") or {}).items()
+        if hook is not None
+    }
+
+
+def build_schedulers(cfg: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Build mmengine's parameter schedulers; they count optimiser steps."""
+    schedulers = cfg.get("param_scheduler") or []
+    if isinstance(schedulers, Mapping):
+        schedulers = [schedulers]
+    return [
+        build(
+            PARAM_SCHEDULERS,
+            {"by_epoch": False, **scheduler},
+            where=f"param_scheduler[{number}]",
+            optimizer=optimizer,
+        )
+        for number, scheduler in enumerate(schedulers)
+    ]
+
+
+def build_dataset(cfg: Mapping[str, Any]) -> Dataset:
+    """Build the data set at the model's resolution."""
+    resolution = cfg["model"].get("resolution", 256)
+    dataset = dict(cfg["train_dataloader"]["dataset"])
+    return build(DATASETS, dataset, where="train_dataloader.dataset", resolution=resolution)
+
+
+def batch_per_process(total: int, world: int, accumulate: int) -> int:
+    """Return the samples of one micro-batch of one process.
+
+    Raises:
+        UserError: If the global batch size cannot be divided.
+    """
+    positive_int("train_dataloader.global_batch_size", total)
+    batch, rest = divmod(total, world * accumulate)
+    if rest or not batch:
+        raise UserError(
+            f"train_dataloader.global_batch_size: {total} cannot be divided by {world} processes x "
+            f"{accumulate} accumulated batches."
+        )
+    return batch
+
+
+def set_classes(backbone: dict[str, Any], dataset: Dataset) -> None:
+    """Set the number of classes in a backbone's config to the data set's, and say so."""
+    if dataset.classes is None or BACKBONES.get(backbone["type"]).takes != "classes":
+        return
     count, known = len(dataset.classes), backbone.get("num_classes")
-    if count != known and not quiet:
-        print(f"the data set has {count} classes: model.backbone.num_classes is {count} instead of {known}", flush=True)
+    if count != known:
+        logger.info(
+            "the data set has %d classes: model.backbone.num_classes is %d instead of %s",
+            count,
+            count,
+            known,
+        )
     backbone["num_classes"] = count
 
 
-def check_classes(model, dataset) -> None:
-    """UserError unless the data set gives what the model is conditioned on, and its labels fit the backbone's classes.
+def check_conditions(model: AlignedDenoiser, dataset: Dataset) -> None:
+    """Check that the data set gives what the model is conditioned on.
 
-    A data set says by `captioned` whether it has captions; one that does not say is taken as it comes.
+    Raises:
+        UserError: If captions or classes are missing, or there are more classes than labels.
     """
-    takes, captioned = getattr(model.conditioner, "takes", None), getattr(dataset, "captioned", None)
-    if takes == "prompts" and captioned is False:
-        raise UserError(f"the model is conditioned on text, and a {type(dataset).__name__} gives no captions: use "
-                        "CocoCaptions or the drawn set, or a config of classes.")  # fmt: skip
-    if takes == "classes" and captioned and not hasattr(dataset, "classes"):
-        raise UserError(f"the model is conditioned on classes, and a {type(dataset).__name__} gives captions only: use a "
-                        "text config such as configs/mmdit.py.")  # fmt: skip
-    names, known = getattr(dataset, "classes", None), getattr(model.backbone, "num_classes", None)
-    if names is not None and known is not None and len(names) > known:
-        raise UserError(f"the data set has {len(names)} classes, the backbone {known}: set "
-                        f"--cfg-options model.backbone.num_classes={len(names)}.")  # fmt: skip
+    takes = model.parts.conditioner.takes
+    kind = type(dataset).__name__
+    if takes == "prompts" and not dataset.captioned:
+        raise UserError(
+            f"the model is conditioned on text, but {kind} has no captions: use CocoCaptions or "
+            "the drawn set, or a class-conditional config."
+        )
+    if takes == "classes" and dataset.classes is None and dataset.captioned:
+        raise UserError(
+            f"the model is conditioned on classes, but {kind} has captions only: use a text config "
+            "such as configs/mmdit.py."
+        )
+    known = model.geometry.num_classes
+    if dataset.classes is not None and known is not None and len(dataset.classes) > known:
+        count = len(dataset.classes)
+        raise UserError(
+            f"the data set has {count} classes, but the backbone only {known}: set "
+            f"--cfg-options model.backbone.num_classes={count}."
+        )

@@ -1,20 +1,26 @@
-"""SIGTERM and SIGUSR1 ask for a checkpoint and a clean end at the next step boundary."""
+"""SIGTERM and SIGUSR1 ask for a checkpoint and a clean end at the next step."""
 
 import signal
+from types import FrameType
 
 _asked: list[int] = []
 
 
+def _remember(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+
+
 def install() -> None:
-    """Sets the handlers; call it early in the main thread, before anything slow begins."""
+    """Set the handlers; call it early in the main thread, before anything slow begins."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda received, frame: _asked.append(received))
+        signal.signal(number, _remember)
 
 
 def asked() -> str | None:
-    """The name of the signal that was received, if any."""
+    """Return the name of the first signal that was received, or None."""
     return signal.Signals(_asked[0]).name if _asked else None
 
 
 def clear() -> None:
+    """Forget the received signals."""
     _asked.clear()

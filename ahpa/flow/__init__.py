@@ -1,3 +1,5 @@
-"""Floor 1: interpolants, distributions of t, samplers and guidance: the one place that knows that t = 1 is noise."""
+"""Paths between data and noise, distributions of the training time, and the noising of a batch."""
 
-from . import ddpm, discrete, flow, guidance, paths, samplers, timesteps  # noqa: F401
+from . import discrete, flows, paths, timesteps, token_time
+
+__all__ = ["discrete", "flows", "paths", "timesteps", "token_time"]

@@ -1,40 +1,95 @@
-"""Distributions of a training step's time t, where t = 0 is data and t = 1 noise.
+"""Distributions of the training time t, where t = 0 is data and t = 1 is noise."""
 
-Uniform is the default of SiT, REPA and AHPA; the logit-normal is REPA's option and SD3's choice (arXiv:2403.03206).
-"""
-
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..registry import TIMESTEPS
+from ..registry import TIMESTEPS, build
+from ..registry import validation as valid
+from ..registry.contracts import Timesteps
 
 
 @TIMESTEPS.register_module()
-class UniformTimesteps:
+class UniformTimesteps(Timesteps):
     """t ~ U(0, 1), the default of SiT, REPA and AHPA."""
 
-    def __call__(self, count: int, generator: torch.Generator | None, device) -> Tensor:
-        """-> t [count] float32 in [0, 1]."""
-        return torch.rand(count, generator=generator, device=device, dtype=torch.float32)
+    def sample(
+        self,
+        count: int,
+        rng: torch.Generator | None,
+        device: torch.device,
+    ) -> Tensor:
+        """Draw times [count], float32 in [0, 1)."""
+        return torch.rand(count, generator=rng, device=device, dtype=torch.float32)
 
 
 @TIMESTEPS.register_module()
-class LogitNormalTimesteps:
-    """t = sigmoid(n), n ~ N(mean, std^2): more weight on the middle (REPA's lognormal option, SD3).
+class LogitNormalTimesteps(Timesteps):
+    """t = sigmoid(n) with n ~ N(mean, std^2): SD3's choice (arXiv:2403.03206) and REPA's option.
 
-    A mean above 0 moves the weight towards noise. ValueError unless both are finite and std is above 0.
+    Args:
+        mean: Mean of n; above 0 it gives more weight to noisy times.
+        std: Standard deviation of n, above 0.
+
+    Raises:
+        ConfigError: If `mean` is not finite or `std` is not a finite number above 0.
     """
 
-    def __init__(self, *, mean: float = 0.0, std: float = 1.0):
-        if not (math.isfinite(std) and std > 0):
-            raise ValueError(f"LogitNormalTimesteps: std must be above 0 and finite, got {std}.")
-        if not math.isfinite(mean):
-            raise ValueError(f"LogitNormalTimesteps: mean must be finite, got {mean}.")
-        self.mean, self.std = mean, std
+    def __init__(
+        self,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        self.mean = valid.number("mean", mean)
+        self.std = valid.positive("std", std)
 
-    def __call__(self, count: int, generator: torch.Generator | None, device) -> Tensor:
-        """-> t [count] float32 in [0, 1]."""
-        normal = torch.randn(count, generator=generator, device=device, dtype=torch.float32)
+    def sample(
+        self,
+        count: int,
+        rng: torch.Generator | None,
+        device: torch.device,
+    ) -> Tensor:
+        """Draw times [count], float32 in [0, 1]."""
+        normal = torch.randn(count, generator=rng, device=device, dtype=torch.float32)
         return torch.sigmoid(self.mean + self.std * normal)
+
+
+@TIMESTEPS.register_module()
+class ShiftedTimesteps(Timesteps):
+    """t' = s t / (1 + (s - 1) t) for t of another distribution: a shift towards noise for s > 1.
+
+    SD3 uses it for higher resolutions (arXiv:2403.03206, eq. 23), RAE for latents of more
+    dimensions, with s = sqrt(dimensions / 4096). The samplers "euler", "heun" and "sde" have a
+    `shift` of their own for the times at which they call the model.
+
+    Args:
+        shift: s, above 0; 1 leaves the times unchanged.
+        timesteps: The distribution of t, a config or an object; uniform by default.
+
+    Raises:
+        ConfigError: If `shift` is not a finite number above 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        shift: float,
+        timesteps: Mapping[str, Any] | Timesteps | None = None,
+    ) -> None:
+        self.shift = valid.positive("shift", shift)
+        if timesteps is None:
+            timesteps = UniformTimesteps()
+        self.timesteps: Timesteps = build(TIMESTEPS, timesteps, where="timesteps")
+
+    def sample(
+        self,
+        count: int,
+        rng: torch.Generator | None,
+        device: torch.device,
+    ) -> Tensor:
+        """Draw times [count], float32 in [0, 1]."""
+        t = self.timesteps.sample(count, rng, device)
+        return self.shift * t / (1 + (self.shift - 1) * t)

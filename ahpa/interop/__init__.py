@@ -1,1 +1,1 @@
-"""Floor 3: weights in and out. Published checkpoints' layouts, diffusers' pipeline folders, runs as folders to share."""
+"""Weights in and out: published layouts, diffusers' pipeline folders, and runs to share."""

@@ -1,94 +1,174 @@
-"""A diffusers pipeline that samples from a SiT or DiT which ahpa trained. This file is copied beside the exported weights,
-so it needs torch and diffusers only.
+"""A diffusers pipeline that samples from a SiT or DiT which ahpa trained. This file is copied into
+the folder of the weights, so it needs torch and diffusers only.
 
-The transformer is diffusers' own DiTTransformer2DModel. Three things differ from diffusers' DiTPipeline: the time embedding
-has the frequencies of DiT's and SiT's publications, 10000^(-i/128) (diffusers' class has 10000^(-i/127), which changes
-every prediction a little); times may be continuous, for velocities; the null class is the last row of the table.
+The transformer is diffusers' own DiTTransformer2DModel. Three things differ from diffusers'
+DiTPipeline: the time embedding has the frequencies of DiT's and SiT's publications, 10000^(-i/128)
+(diffusers' class has 10000^(-i/127), which changes every prediction a little); times may be
+continuous, for velocities; the null class is the last row of the table.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.models.embeddings import Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 
 
 class AlignedTransformerPipeline(DiffusionPipeline):
-    """Class-conditional sampling. t in [0, 1], t = 1 is noise.
+    """Class-conditional sampling. t is in [0, 1], and t = 1 is noise.
 
-    transformer: DiTTransformer2DModel; vae: AutoencoderKL; scheduler: FlowMatchEulerDiscreteScheduler for velocities,
-    DDIMScheduler, DDPMScheduler or another that takes x as it is for noise. num_classes: labels 0..num_classes-1, and
-    num_classes is the null class; time_scale: t is multiplied by it (and rounded where it is above 1) before it is
-    embedded; reversed_time: the network was trained with t = 1 as data, so it is given 1 - t and its velocity is negated.
+    Args:
+        transformer: A DiTTransformer2DModel.
+        vae: An AutoencoderKL.
+        scheduler: FlowMatchEulerDiscreteScheduler for velocities; for noise DDIMScheduler,
+            DDPMScheduler or another that does not rescale x.
+        num_classes: Labels are 0..num_classes-1; num_classes is the null class.
+        time_scale: Factor on t before it is embedded; above 1 the product is rounded.
+        reversed_time: Whether the network was trained with t = 1 as data: it is then given 1 - t,
+            and its velocity is negated.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq: Any = "transformer->vae"
 
-    def __init__(self, transformer, vae, scheduler, num_classes: int = 1000, time_scale: float = 1.0,
-                 reversed_time: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        transformer: ModelMixin,  # diffusers reads these types, and needs classes for them
+        vae: ModelMixin,
+        scheduler: SchedulerMixin,
+        num_classes: int = 1000,
+        time_scale: float = 1.0,
+        reversed_time: bool = False,
+    ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        self.register_to_config(num_classes=num_classes, time_scale=time_scale, reversed_time=reversed_time)
+        self.register_to_config(
+            num_classes=num_classes,
+            time_scale=time_scale,
+            reversed_time=reversed_time,
+        )
         for module in transformer.modules():
             if isinstance(module, Timesteps):
                 module.downscale_freq_shift = 0
 
-    def predict(self, x, t, labels):
-        """x [B, C, h, w], t in [0, 1] (a number or 0-d), labels [B] -> the transformer's output [B, C or 2C, h, w]."""
-        options = self.config
-        t = torch.as_tensor(t, dtype=torch.float32, device=x.device)
-        t = (1 - t if options.reversed_time else t) * options.time_scale
-        t = t.round() if options.time_scale > 1 else t
-        out = self.transformer(x, timestep=t.expand(len(x)), class_labels=labels).sample
-        return -out if options.reversed_time else out
+    def predict(self, x: Tensor, t: float | Tensor, labels: Tensor) -> Tensor:
+        """Run the transformer.
 
-    def decode(self, latents):
-        """Latents [B, C, h, w] of about unit scale -> images [B, 3, H, W] in [0, 1]."""
+        Args:
+            x: Latents [B, C, h, w].
+            t: One time in [0, 1] for all, a number or 0-d.
+            labels: Labels [B].
+
+        Returns:
+            Its output [B, C or 2C, h, w].
+        """
+        reversed_time = self.config["reversed_time"]
+        time_scale = self.config["time_scale"]
+        time = torch.as_tensor(t, dtype=torch.float32, device=x.device)
+        if reversed_time:
+            time = 1 - time
+        time = time * time_scale
+        if time_scale > 1:
+            time = time.round()
+        out = self.transformer(x, timestep=time.expand(len(x)), class_labels=labels).sample
+        return -out if reversed_time else out
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, C, h, w] of about unit scale to images [B, 3, H, W] in [0, 1]."""
         config = self.vae.config
-        factor, offset = config.scaling_factor, config.shift_factor or 0.0
+        factor = config.scaling_factor
+        offset = config.shift_factor or 0.0
         if config.latents_mean and config.latents_std:
-            offset = torch.tensor(config.latents_mean, device=latents.device).view(1, -1, 1, 1)
-            factor = factor / torch.tensor(config.latents_std, device=latents.device).view(1, -1, 1, 1)
+            mean = torch.tensor(config.latents_mean, device=latents.device)
+            std = torch.tensor(config.latents_std, device=latents.device)
+            offset = mean.view(1, -1, 1, 1)
+            factor = factor / std.view(1, -1, 1, 1)
         raw = latents.float() / factor + offset
-        return (self.vae.decode(raw.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        images = self.vae.decode(raw.to(self.vae.dtype)).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def __call__(self, class_labels, guidance_scale: float = 4.0, guidance_interval=(0.0, 1.0),
-                 guidance_channels: int | None = None, num_inference_steps: int = 50, generator=None, latents=None,
-                 output_type: str = "pil", return_dict: bool = True):  # fmt: skip
-        """class_labels: a number for each image -> images ('pil', 'np' [B, H, W, 3], 'pt' [B, 3, H, W] or 'latent').
+    def __call__(
+        self,
+        class_labels: int | Sequence[int],
+        guidance_scale: float = 4.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Draw images.
 
-        guidance_scale: 1 is none; applied for t inside guidance_interval to the first guidance_channels of the latent
-        (all by default). latents: the noise to start from [B, C, h, w].
+        Args:
+            class_labels: A label for each image.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
+            guidance_interval: Times at which it is applied, bounds included.
+            guidance_channels: How many of the latent's channels are guided; None for all.
+            num_inference_steps: Steps of the scheduler.
+            generator: Source of the noise.
+            latents: The noise to start from, [B, C, h, w].
+            output_type: "pil", "np" [B, H, W, 3], "pt" [B, 3, H, W] or "latent".
+            return_dict: Whether to return an ImagePipelineOutput rather than a tuple.
         """
-        config, scheduler, device = self.transformer.config, self.scheduler, self._execution_device
-        label = torch.as_tensor(class_labels, device=device).reshape(-1)
-        null = torch.full_like(label, self.config.num_classes)
-        shape = (len(label), config.in_channels, config.sample_size, config.sample_size)
-        x = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # t on a straight line from 1 to 0
-            scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
+        device = self._execution_device
+        config = self.transformer.config
+        labels = torch.as_tensor(class_labels, device=device).reshape(-1)
+        null = torch.full_like(labels, self.config["num_classes"])
+        if latents is None:
+            shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+            x = randn_tensor(shape, generator=generator, device=device)
         else:
-            scheduler.set_timesteps(num_inference_steps, device=device)
-        keeps_variance = str(getattr(scheduler.config, "variance_type", "")).startswith("learned")
+            x = latents.to(device)
+        scheduler = self.scheduler
+        self._set_steps(num_inference_steps, device)
+        variance = str(scheduler.config.get("variance_type", ""))
+        keeps_variance = variance.startswith("learned")
         guided = config.in_channels if guidance_channels is None else guidance_channels
         low, high = guidance_interval
         for step in self.progress_bar(scheduler.timesteps):
             t = step / scheduler.config.num_train_timesteps
             given = x.to(self.transformer.dtype)
             if guidance_scale != 1 and low <= float(t) <= high:
-                both = self.predict(torch.cat([given, given]), t, torch.cat([label, null])).float()
+                doubled = torch.cat([given, given])
+                both = self.predict(doubled, t, torch.cat([labels, null])).float()
                 out, without = both.chunk(2)
-                mixed = without[:, :guided] + guidance_scale * (out[:, :guided] - without[:, :guided])
+                difference = out[:, :guided] - without[:, :guided]
+                mixed = without[:, :guided] + guidance_scale * difference
                 out = torch.cat([mixed, out[:, guided:]], dim=1)
             else:
-                out = self.predict(given, t, label).float()
-            out = out if keeps_variance else out[:, : config.in_channels]
+                out = self.predict(given, t, labels).float()
+            if not keeps_variance:
+                out = out[:, : config.in_channels]
             x = scheduler.step(out, step, x, generator=generator).prev_sample
-        images = x if output_type == "latent" else self.decode(x)
-        if output_type in ("pil", "np"):
-            images = images.cpu().permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = self.numpy_to_pil(images)
+        images = self._finish(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _set_steps(self, count: int, device: torch.device) -> None:
+        """Set the times of the scheduler: for velocities on a straight line from 1 to 0."""
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            sigmas = np.linspace(1, 0, count + 1)[:-1]
+            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            self.scheduler.set_timesteps(count, device=device)
+
+    def _finish(self, x: Tensor, output_type: str) -> Any:
+        """Turn latents at t = 0 into the requested kind of output."""
+        if output_type == "latent":
+            return x
+        images = self.decode(x)
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays

@@ -1,10 +1,10 @@
-"""A run as a folder to share: the averaged backbone as safetensors, config.json, and a model card with the protocol and
-the figures. tools/sample.py and `Generator.load` read the folder, or the hub id that it was uploaded as.
-"""
+"""A run as a folder to share: the backbone as safetensors, config.json, and a model card with the
+protocol and the figures. The folder, or the Hub id it is uploaded as, can be sampled from."""
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,114 +13,201 @@ from safetensors.torch import save_file
 
 from .. import __version__
 from ..engine import checkpoint
-from ..engine.denoiser import CONDITIONER
-from ..engine.shared import CONFIG, FORMAT, WEIGHTS, backbone_of, refuse_code
+from ..engine.assembly import DEFAULTS
+from ..engine.weights import CONFIG, FORMAT, WEIGHTS, backbone_of, refuse_code
 from ..registry import CONDITIONERS
+from ..registry.files import whole_folder
 
-PRIVATE = ("custom_imports", "work_dir", "launcher", "default_scope", "visualizer")  # code, and what one machine had
-PLACES = ("root", "images", "annotations")  # options of data sets that are paths
+PRIVATE = ("custom_imports", "work_dir", "launcher", "default_scope", "visualizer")
+"""Keys of a config that name code, or what only one machine has."""
+PLACES = ("root", "images", "annotations")  # options of datasets that are paths
+GRID = "samples.png"
 
 
-def publish(source: Path, target: Path, *, weights: str = "ema", vae: str | None = None, license: str | None = None,
-            figures: Sequence[str] = ()) -> list[str]:  # fmt: skip
-    """Writes the newest checkpoint of a work dir, or the given one, as a folder -> notes for a person.
+# ---- the folder -----------------------------------------------------------------------------
 
-    vae: what readers shall decode with, in place of the run's own. figures: lines of measured figures, each with its
-    protocol, for the card. UserError where there is no checkpoint and where `target` exists.
+
+def publish(
+    source: Path,
+    target: Path,
+    *,
+    weights: str = "ema",
+    vae: str | None = None,
+    license: str | None = None,
+    figures: Sequence[str] = (),
+) -> list[str]:
+    """Write a checkpoint, the newest one of a work dir, as a folder to share.
+
+    Args:
+        source: A checkpoint or a work dir.
+        target: The folder to write, which must not exist.
+        weights: "ema" or "model".
+        vae: Autoencoder for readers to decode with, instead of the run's own.
+        license: License for the card.
+        figures: Measured figures for the card, each with its protocol.
+
+    Returns:
+        Notes for a person on what readers will lack.
+
+    Raises:
+        UserError: If there is no checkpoint, or if `target` exists.
     """
+    source, target = Path(source), Path(target)
     saved = checkpoint.load(source)
-    config, iteration = dict(saved["meta"]["config"]), saved["meta"]["iteration"]
+    meta = saved["meta"]
+    config = dict(meta["config"])
     model = dict(config.pop("model"))
     if vae:
-        model["tokenizer"] = dict(type="KLAutoencoder", source=vae)
+        model["tokenizer"] = {"type": "KLAutoencoder", "source": vae}
     state = {key: value.contiguous() for key, value in backbone_of(saved, weights).items()}
     modules = (config.get("custom_imports") or {}).get("imports", ())
-    training = {key: value for key, value in config.items() if key not in PRIVATE}
-    without_places(training)
-    described = dict(format=FORMAT, ahpa=__version__, weights=weights, iteration=iteration, seed=saved["meta"]["seed"],
-                     imported=saved["meta"].get("imported", {}).get("layout"), model=model, training=training)  # fmt: skip
+    described = {
+        "format": FORMAT,
+        "ahpa": __version__,
+        "weights": weights,
+        "iteration": meta["iteration"],
+        "seed": meta["seed"],
+        "imported": meta.get("imported", {}).get("layout"),
+        "model": model,
+        "training": training_of(config),
+    }
     refuse_code(described, str(source))
-    work_dir = Path(source) if Path(source).is_dir() else Path(source).parent.parent
-    logged, grid = last_figures(work_dir, iteration), work_dir / "samples" / f"iter_{iteration:09d}.png"
-    target = Path(target)
-    with checkpoint.whole_folder(target) as folder:
-        save_file(state, folder / WEIGHTS, metadata=dict(format="pt"))
+    work_dir = source if source.is_dir() else source.parent.parent
+    grid = work_dir / "samples" / f"iter_{meta['iteration']:09d}.png"
+    content = Card(
+        name=target.name,
+        described=described,
+        parameters=sum(value.numel() for value in state.values()),
+        logged=last_figures(work_dir, meta["iteration"]),
+        figures=figures,
+        license=license,
+        has_grid=grid.is_file(),
+        modules=modules,
+    )
+    with whole_folder(target) as folder:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / WEIGHTS).chmod(0o644)
         (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
-        if grid.is_file():
-            shutil.copyfile(grid, folder / "samples.png")
-        text = card(described, state, logged, figures, name=target.name, license=license, grid=grid.is_file(),
-                    modules=modules)  # fmt: skip
-        (folder / "README.md").write_text(text)
+        if content.has_grid:
+            shutil.copyfile(grid, folder / GRID)
+        (folder / "README.md").write_text(content.text())
     return notes(model, modules)
 
 
-def without_places(training: dict) -> None:
-    """Leaves the paths of a data set on one machine out, in place."""
+def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's training sections without what only one machine has."""
+    training = {key: value for key, value in config.items() if key not in PRIVATE}
     loader = training.get("train_dataloader")
     if isinstance(loader, Mapping):
-        dataset = {key: value for key, value in loader.get("dataset", {}).items() if key not in PLACES}
-        training["train_dataloader"] = {**loader, "dataset": dataset}
+        dataset = loader.get("dataset", {})
+        public = {key: value for key, value in dataset.items() if key not in PLACES}
+        training["train_dataloader"] = {**loader, "dataset": public}
+    return training
 
 
 def last_figures(work_dir: Path, iteration: int) -> dict[str, float]:
-    """The last log line up to an iteration; {} where the log is not beside the checkpoint. A line that a kill cut off is
-    passed over."""
+    """Read the last complete line of a run's log up to an iteration; {} if there is no log."""
     path = work_dir / "scalars.json"
-    whole = (
-        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.is_file() else []
-    )
-    before = [record for record in map(json.loads, whole) if record["iteration"] <= iteration]
+    if not path.is_file():
+        return {}
+    lines = path.read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last
+    before = [record for record in records if record["iteration"] <= iteration]
     return before[-1] if before else {}
 
 
-def notes(model: Mapping, modules: Sequence[str]) -> list[str]:
-    """What the readers of the folder will miss."""
-    found = [f"config.json names {where} = {value!r}, a path of this machine" for where, value in paths(model, "model")]
-    if any(line.startswith("config.json names model.tokenizer") for line in found):
-        found.append("readers need an autoencoder of their own: name a hub id by --vae.")
+def notes(model: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
+    """List what the readers of a folder will lack.
+
+    Args:
+        model: The config's model section.
+        modules: Modules that the run imported components from.
+    """
+    local = local_paths(model, "model")
+    found = [
+        f"config.json names {place} = {value!r}, a path of this machine" for place, value in local
+    ]
+    if any(place.startswith("model.tokenizer") for place, _ in local):
+        found.append("readers need an autoencoder of their own: name a Hub id with --vae.")
     if modules:
-        found.append(f"the run used components of {', '.join(modules)}: readers need them as an installed plugin if the "
-                     "backbone, the autoencoder or the conditioner is one of them.")  # fmt: skip
+        found.append(
+            f"the run used components of {', '.join(modules)}: readers need them as an installed "
+            "plugin if the backbone, the autoencoder or the conditioner is one of them."
+        )
     return found
 
 
-def paths(value: Any, where: str) -> list[tuple[str, str]]:
-    """(place in the config, text) of every text that is a path here."""
+def local_paths(value: Any, place: str) -> list[tuple[str, str]]:
+    """List (place in the config, text) of every text that is an existing path here."""
     if isinstance(value, Mapping):
-        return [pair for key, part in value.items() for pair in paths(part, f"{where}.{key}")]
-    if isinstance(value, (list, tuple)):
-        return [pair for number, part in enumerate(value) for pair in paths(part, f"{where}[{number}]")]
-    local = isinstance(value, str) and "/" in value and Path(value).expanduser().exists()
-    return [(where, value)] if local else []
+        parts = [local_paths(part, f"{place}.{key}") for key, part in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [local_paths(part, f"{place}[{i}]") for i, part in enumerate(value)]
+    elif isinstance(value, str) and "/" in value and Path(value).expanduser().exists():
+        parts = [[(place, value)]]
+    else:
+        parts = []
+    return [pair for part in parts for pair in part]
 
 
-def card(described: dict, state: dict, logged: dict, figures: Sequence[str], *, name: str, license: str | None, grid: bool,
-         modules: Sequence[str]) -> str:  # fmt: skip
-    """The README of the folder: what it is, how to use it, the protocol, the figures."""
-    model, training = described["model"], described["training"]
-    prompts, picture = conditioned_on(model) == "prompts", "\n![samples](samples.png)\n" if grid else ""
-    protocol = protocol_of(described, model, training) | ({"components from": ", ".join(modules)} if modules else {})
-    return f"""---
+# ---- the model card -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card says.
+
+    Attributes:
+        name: Name of the folder.
+        described: Content of config.json.
+        parameters: Number of parameters of the backbone.
+        logged: Last line of the training log; may be empty.
+        figures: Lines of measured figures.
+        license: License, if stated.
+        has_grid: Whether there is a picture of samples.
+        modules: Modules that the run imported components from.
+    """
+
+    name: str
+    described: Mapping[str, Any]
+    parameters: int
+    logged: Mapping[str, float]
+    figures: Sequence[str]
+    license: str | None
+    has_grid: bool
+    modules: Sequence[str]
+
+    def text(self) -> str:
+        """Return the README: what it is, how to use it, the protocol, the figures."""
+        model = self.described["model"]
+        prompts = conditioned_on(model) == "prompts"
+        task = "text-to-image" if prompts else "unconditional-image-generation"
+        wanted: Sequence[str | int] = ["a red circle"] if prompts else [0, 1]
+        license_line = f"license: {self.license}" if self.license else "# no license was stated"
+        size = f"{self.parameters / 1e6:.1f} M parameters at {model['resolution']} px"
+        kind = "averaged (EMA)" if self.described["weights"] == "ema" else "raw"
+        picture = f"\n![samples]({GRID})\n" if self.has_grid else ""
+        protocol = [f"- {key}: {value}" for key, value in self.protocol().items()]
+        figures = [f"- {line}" for line in self.figures]
+        no_figures = "No quality figure (FID or another) was given for this run."
+        return f"""---
 library_name: ahpa
-pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}
+pipeline_tag: {task}
 tags: [diffusion-transformer, representation-alignment]
-{f"license: {license}" if license else "# no license was stated"}
+{license_line}
 ---
-# {name}
+# {self.name}
 
-A {backbone_text(model)} of {sum(value.numel() for value in state.values()) / 1e6:.1f} M parameters at
-{model["resolution"]} px, {history(described)}.
-These are the {"averaged (EMA)" if described["weights"] == "ema" else "raw"} weights.
+A {backbone_text(model)} of {size}, {self.history()}.
+These are the {kind} weights.
 {picture}
 ## Use
 
-    python tools/sample.py {name} --num 16 --cfg-scale 1.5 --out samples.png
+    ahpa sample {self.name} --num 16 --cfg-scale 1.5 --out samples.png
 
-    from ahpa.engine.inference import Generator
-    images = Generator.load("{name}").sample({
-        ["a red circle"] if prompts else [0, 1]
-    }, cfg_scale=1.5)  # uint8 [n, 3, H, W]
+    from ahpa.engine.inference import load_generator
+    generator = load_generator("{self.name}")
+    images = generator.sample({wanted}, cfg_scale=1.5)  # uint8 [n, 3, H, W]
 
 Nothing in this folder is executed: `config.json` is data and the weights are safetensors.
 
@@ -130,89 +217,112 @@ Nothing in this folder is executed: `config.json` is data and the weights are sa
 
 ## Protocol
 
-{lines(f"- {key}: {value}" for key, value in protocol.items())}
+{lines(protocol)}
 
 ## Figures
 
-{lines(f"- {line}" for line in figures) or "No quality figure (FID or another) was given for this run."}
-{log_table(logged)}"""
+{lines(figures) or no_figures}
+{self.log_table()}"""
 
+    def history(self) -> str:
+        """Describe for how long it was trained, or what it was imported from."""
+        described = self.described
+        version = described["ahpa"]
+        if described["imported"]:
+            layout = described["imported"]
+            return f"imported by ahpa {version} from a checkpoint of the layout {layout!r}"
+        iteration = described["iteration"]
+        loader = described["training"].get("train_dataloader", {})
+        batch = loader.get("global_batch_size", 0)
+        seen = f"{iteration * batch:,} images seen in batches of {batch}"
+        return f"trained with ahpa {version} for {iteration:,} iterations ({seen})"
 
-def history(described: Mapping) -> str:
-    """Trained for how long, or imported from what."""
-    iteration, training = described["iteration"], described["training"]
-    if described["imported"]:
-        return f"imported by ahpa {described['ahpa']} from a checkpoint of the layout {described['imported']!r}"
-    batch = training.get("train_dataloader", {}).get("global_batch_size", 0)
-    seen = f"{iteration * batch:,} images seen in batches of {batch}"
-    return f"trained with ahpa {described['ahpa']} for {iteration:,} iterations ({seen})"
+    def protocol(self) -> dict[str, Any]:
+        """Return what a comparison needs to know; for an import only the model's side."""
+        described = self.described
+        model, training = described["model"], described["training"]
+        loader = training.get("train_dataloader", {})
+        wrapper = training.get("optim_wrapper", {})
+        found = {
+            "data": component_text(loader["dataset"]) if loader else None,
+            "autoencoder": component_text(model["tokenizer"]),
+            "flow": component_text(part_of(model, "flow")),
+            "flow loss": component_text(part_of(model, "flow_loss")),
+            "condition": component_text(part_of(model, "conditioner")),
+            "optimiser": component_text(wrapper["optimizer"]) if wrapper else None,
+            "gradient clipping": str(wrapper.get("clip_grad")) if wrapper else None,
+            "precision": wrapper.get("precision"),
+            "EMA decay": model.get("ema"),
+            "seed": described["seed"] if loader else None,
+            "published with": f"ahpa {described['ahpa']}, torch {torch.__version__}",
+            "components from": ", ".join(self.modules) or None,
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
-
-def conditioned_on(model: Mapping) -> str:
-    """'classes' or 'prompts'."""
-    return CONDITIONERS.get((model.get("conditioner") or CONDITIONER)["type"]).takes
-
-
-def lines(found) -> str:
-    return "\n".join(found)
-
-
-def log_table(logged: dict) -> str:
-    """The training log's last line as a table; '' where there is none."""
-    shown = {key: value for key, value in logged.items() if key not in ("time", "iteration")}
-    if not shown:
-        return ""
-    rows = lines(f"| {key} | {value:.6g} |" for key, value in shown.items())
-    return f"""
-The training log's last line, iteration {logged["iteration"]:,} (means since the line before):
+    def log_table(self) -> str:
+        """Return the training log's last line as a table, or ''."""
+        hidden = ("time", "iteration")
+        shown = {key: value for key, value in self.logged.items() if key not in hidden}
+        if not shown:
+            return ""
+        rows = [f"| {key} | {value:.6g} |" for key, value in shown.items()]
+        iteration = self.logged["iteration"]
+        return f"""
+The training log's last line, iteration {iteration:,} (means since the line before):
 
 | what | value |
 |---|---|
-{rows}
+{lines(rows)}
 """
 
 
-def backbone_text(model: Mapping) -> str:
-    """'SiT (depth 12, hidden_size 768, ...)'."""
+def part_of(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the config of a part, or its default."""
+    return model.get(key) or DEFAULTS[key]
+
+
+def conditioned_on(model: Mapping[str, Any]) -> str:
+    """Return "classes" or "prompts"."""
+    return CONDITIONERS.get(part_of(model, "conditioner")["type"]).takes
+
+
+def lines(found: Iterable[str]) -> str:
+    """Join lines."""
+    return "\n".join(found)
+
+
+def backbone_text(model: Mapping[str, Any]) -> str:
+    """Describe a backbone, such as "SiT (depth 12, hidden_size 768)"."""
     own = model["backbone"]
-    return f"{own['type']} ({', '.join(f'{key} {value}' for key, value in own.items() if key != 'type')})"
+    options = [f"{key} {value}" for key, value in own.items() if key != "type"]
+    return f"{own['type']} ({', '.join(options)})"
 
 
-def alignment_lines(model: Mapping) -> list[str]:
-    """One line an alignment: block, prior, router, projector, criteria, weight."""
+def alignment_lines(model: Mapping[str, Any]) -> list[str]:
+    """Describe each alignment in a line: its type, its prior, and every option that is set."""
+    priors = model.get("priors") or {}
     found = []
     for name, own in (model.get("alignments") or {}).items():
-        prior = (model.get("priors") or {}).get(own.get("source"), {})
-        criteria = ", ".join(part["type"] for part in (own.get("criteria") or {}).values()) or "CosineLoss"
-        parts = [f"block {own.get('tap')}", *([f"prior {text(prior)}"] if prior else [])]
-        parts += [f"{key} {text(own[key])}" for key in ("router", "projector") if own.get(key)]
-        found.append(f"- **{name}**: {'; '.join([*parts, criteria])}; weight {text(own.get('weight', 1.0))}")
+        parts = [own.get("type", "Alignment")]
+        if own.get("source") in priors:
+            parts.append(f"prior {component_text(priors[own['source']])}")
+        for key, value in own.items():
+            if key not in ("type", "source", "criteria") and value is not None:
+                label = "block" if key == "tap" else key
+                parts.append(f"{label} {component_text(value)}")
+        criteria = [component_text(part) for part in (own.get("criteria") or {}).values()]
+        parts += [f"criteria {', '.join(criteria)}"] if criteria else []
+        found.append(f"- **{name}**: {'; '.join(parts)}")
     return found or ["None: the backbone was trained on the flow's loss alone."]
 
 
-def text(value: Any) -> str:
-    """A component as Type(option=value, ...)."""
+def component_text(value: Any) -> str:
+    """Write a component as Type(option=value, ...); other values as they print."""
     if not isinstance(value, Mapping):
         return str(value)
-    options = ", ".join(f"{key}={text(part)}" for key, part in value.items()
-                        if key != "type" and part is not None)  # fmt: skip
-    return f"{value.get('type', '')}({options})"
-
-
-def protocol_of(described: dict, model: Mapping, training: Mapping) -> dict[str, Any]:
-    """What a comparison needs to know; of an imported checkpoint only the model's side."""
-    loader, wrapper = training.get("train_dataloader", {}), training.get("optim_wrapper", {})
-    found = {
-        "data": text(loader["dataset"]) if loader else None,
-        "autoencoder": text(model["tokenizer"]),
-        "flow": text(model.get("flow") or "Flow()"),
-        "flow loss": text(model.get("flow_loss") or "FlowMatchingLoss()"),
-        "condition": text(model.get("conditioner") or "ClassLabels()"),
-        "optimiser": text(wrapper["optimizer"]) if wrapper else None,
-        "gradient clipping": str(wrapper.get("clip_grad")) if wrapper else None,
-        "precision": wrapper.get("precision"),
-        "EMA decay": model.get("ema"),
-        "seed": described["seed"] if loader else None,
-        "published with": f"ahpa {described['ahpa']}, torch {torch.__version__}",
-    }
-    return {key: value for key, value in found.items() if value is not None}
+    options = [
+        f"{key}={component_text(part)}"
+        for key, part in value.items()
+        if key != "type" and part is not None
+    ]
+    return f"{value.get('type', '')}({', '.join(options)})"

@@ -1,3 +1,5 @@
-"""Floor 1: flow and pairwise losses, projectors, schedules and the alignment that joins them."""
+"""Losses: of the flow's prediction, between projected tokens and targets, and of tokens alone."""
 
-from . import adversarial, alignment, flow, hybrid, pairwise, projectors, schedules, views  # noqa: F401
+from . import adversarial, attention, contrastive, dispersive, flow, hybrid, pairwise
+
+__all__ = ["adversarial", "attention", "contrastive", "dispersive", "flow", "hybrid", "pairwise"]

@@ -1,41 +1,101 @@
-"""The flow-matching loss: mean square of prediction minus velocity (SiT eq. 5; REPA's reduction)."""
+"""The flow-matching loss: mean square of prediction minus target (SiT, arXiv:2401.08740)."""
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..registry import FLOW_LOSSES, ConfigError
-from ..registry.contracts import Step
-from ..registry.numerics import full_precision
+from ..registry import FLOW_LOSSES, ConfigError, nearest
+from ..registry import validation as valid
+from ..registry.contracts import Flow, FlowLoss, Geometry, Losses, Streams, TargetView
+from ..registry.precision import full_precision
+from ..registry.values import Term
 from .pairwise import pair
-from .schedules import check_weight
+
+
+def mean_square(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean square over all but the batch, [B], in float32. Shapes must be equal."""
+    first, second = pair(pred, target)
+    return (first - second).square().flatten(1).mean(1)
+
+
+class StreamLoss(FlowLoss):
+    """Base of the flow losses: the mean squares of the streams, with a weight for each.
+
+    Args:
+        geometry: Sizes of the model.
+        flow: The flow, which converts predictions into its target.
+        weights: {stream: weight}, 1 by default.
+
+    Raises:
+        ConfigError: If a weight is no finite number of at least 0, or its stream is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        geometry: Geometry,
+        flow: Flow,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(geometry=geometry, flow=flow)
+        self.weights = {}
+        for name, value in (weights or {}).items():
+            if name not in geometry.streams:
+                valid_names = nearest(name, geometry.streams)
+                raise ConfigError(f"weights: {name!r} is not a stream of the model{valid_names}")
+            self.weights[name] = valid.weight(f"weights.{name}", value)
+
+    def stream_terms(
+        self,
+        pred: Streams,
+        target: Streams,
+    ) -> tuple[Term, ...]:
+        """Return a term for each stream: "flow" for the image, "flow/<stream>" for another one."""
+        terms = []
+        for stream, value in pred.items():
+            with full_precision(value.device):
+                error = mean_square(value, target[stream]).mean()
+            name = "flow" if stream == "image" else f"flow/{stream}"
+            terms.append(Term(name, error, self.weights.get(stream, 1.0)))
+        return tuple(terms)
 
 
 @FLOW_LOSSES.register_module()
-class FlowMatchingLoss(nn.Module):
-    """Mean over the batch of the mean square over C, H, W, in float32, for each stream.
+class FlowMatchingLoss(StreamLoss):
+    """Mean over the batch of the mean square over all dimensions, in float32, for each stream.
 
-    weights: {stream: weight}, 1 by default. The term of 'image' is `loss_flow`, of another stream `loss_flow_<stream>`.
+    The terms are "flow" for the image and "flow/<stream>" for another stream. It fits every flow
+    whose target has the data's shape.
+
+    Args:
+        geometry: Sizes of the model.
+        flow: The flow, which converts predictions into its target.
+        weights: {stream: weight}, 1 by default.
+
+    Raises:
+        ConfigError: If the backbone predicts a variance too, or for wrong weights.
     """
 
-    def __init__(self, *, weights: Mapping[str, float] | None = None):
-        super().__init__()
-        self.weights = {name: check_weight(f"weights.{name}", value) for name, value in (weights or {}).items()}
+    def __init__(
+        self,
+        *,
+        geometry: Geometry,
+        flow: Flow,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(geometry=geometry, flow=flow, weights=weights)
+        if geometry.out_channels != geometry.latent_channels:
+            raise ConfigError(
+                f"flow_loss: {type(self).__name__} does not train a variance, which this backbone "
+                "predicts too; use HybridLoss, or learn_sigma=False."
+            )
 
-    def bind(self, *, flow, backbone) -> None:
-        """Told of the model's flow and backbone once; ConfigError where they do not fit this loss. Any flow that predicts
-        one thing of the data's shape does."""
-        channels = backbone.streams["image"][0]
-        if getattr(backbone, "out_channels", channels) != channels:
-            raise ConfigError(f"flow_loss: the backbone predicts a variance too (learn_sigma); {type(self).__name__} has "
-                              "no use for it: take HybridLoss, or learn_sigma=False.")  # fmt: skip
+    def forward(self, view: TargetView) -> Losses:
+        """Compare the prediction, converted into the flow's target, with the target."""
+        return Losses(self.stream_terms(self.converted(view), view.noised.target))
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        losses = {}
-        for name, pred in step.out.pred.items():
-            with full_precision(pred.device):
-                v, wanted = pair(pred, step.noisy.target[name])
-                error = (v - wanted).square().flatten(1).mean(1).mean()
-            key = "loss_flow" if name == "image" else f"loss_flow_{name}"
-            losses[key] = self.weights.get(name, 1.0) * error
-        return losses
+    def converted(self, view: TargetView) -> Streams:
+        """Return the prediction as what the flow provides, float32."""
+        pred = {name: value.float() for name, value in view.out.pred.items()}
+        with full_precision(view.noised.t.device):
+            return self.flow.to_target(pred, view.noised.x, view.noised.t)

@@ -1,3 +1,3 @@
-"""Floor 1: where targets come from, and the autoencoders that make latents."""
+"""Priors: where the targets of an alignment come from."""
 
-from . import autoencoder, clip_tower, internal, transforms, vae_taps, vision  # noqa: F401
+from . import clip_tower, internal, transforms, vae_taps, vision  # noqa: F401

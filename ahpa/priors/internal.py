@@ -1,106 +1,162 @@
-"""Targets from inside the training itself: the latent that is diffused, and the averaged model at a cleaner time."""
+"""Targets from inside the training itself: the diffused latent, the averaged model at a cleaner
+time, and a later block of the student's own forward pass."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ..registry import PRIORS, ConfigError
-from ..registry.contracts import Features, LevelSpec, Prior, Step
-
-
-def patch_of(backbone) -> int:
-    """Latents a token: the side of the stream over the side of the token grid."""
-    return backbone.streams["image"][-1] // backbone.grid[1]
-
-
-class Internal(Prior):
-    """Base of priors that need the backbone's sizes and the tokenizer's stride. ConfigError where they are not given."""
-
-    stride = 8  # pixels a latent; the tokenizer's, once bound
-
-    def bind(self, *, tokenizer, backbone) -> None:
-        if tokenizer is not None:
-            self.stride = tokenizer.downsample
-
-    def sizes(self, backbone) -> tuple[int, int]:
-        """-> (latents a token, pixels a token)."""
-        if backbone is None:
-            raise ConfigError(f"{type(self).__name__} is made of the model's own parts; it needs a backbone.")
-        return patch_of(backbone), self.stride * patch_of(backbone)
+from ..registry.contracts import (
+    Backbone,
+    Clean,
+    CleanPrior,
+    Features,
+    Geometry,
+    LevelSpec,
+    Prior,
+    Tap,
+    TargetView,
+)
+from ..registry.validation import block_number, choice, integer, probability
 
 
 @PRIORS.register_module()
-class LatentPrior(Internal):
-    """The clean latent itself, the p x p latents of a token as its channels: 16 for patch 2 and 4 channels (SRA 2).
+class LatentPrior(CleanPrior):
+    """The clean latent itself (SRA 2): the p x p latents of a token become its channels.
 
-    It is the tensor that is diffused, drawn and scaled [inferred: the paper has no code].
+    For patches of 2 and latents of 4 channels these are 16. It is the tensor that is diffused,
+    sampled and scaled; the paper has no code, so this is inferred.
+
+    Levels: "latent" [B, p p C, h, w].
+
+    Args:
+        geometry: The model's sizes.
     """
 
-    patch = 0
+    def __init__(self, *, geometry: Geometry) -> None:
+        super().__init__(geometry=geometry)
+        channels = geometry.patch_size**2 * geometry.latent_channels
+        self.levels = {"latent": LevelSpec(channels, geometry.token_stride)}
 
-    def spec(self, backbone) -> dict[str, LevelSpec]:
-        self.patch, stride = self.sizes(backbone)
-        return {"latent": LevelSpec(self.patch**2 * backbone.streams["image"][0], stride)}
-
-    @torch.no_grad()
-    def forward(self, step: Step) -> Features:
-        """-> {'latent': [B, p p C, h, w]}."""
-        p = self.patch
-        return {"latent": rearrange(step.noisy.data["image"], "b c (h p) (w q) -> b (p q c) h w", p=p, q=p)}
+    def from_clean(self, clean: Clean, levels: Sequence[str]) -> Features:
+        """Return {"latent": [B, p p C, h, w]}."""
+        patch = self.geometry.patch_size
+        latent = clean.streams["image"].detach()
+        pattern = "b c (h p) (w q) -> b (p q c) h w"
+        return {"latent": rearrange(latent, pattern, p=patch, q=patch)}
 
 
 @PRIORS.register_module()
-class TeacherPrior(Internal):
-    """Block `block` of the averaged model on the same image, noise and condition at a cleaner time (SRA):
-    t' = clamp(t - offset u, 0, 1), u ~ U(0, 1), one for each sample.
+class TeacherPrior(Prior):
+    """A block of the averaged model, for the same image, noise and label at a cleaner time (SRA).
 
-    The condition is the student's, labels already dropped; the teacher stops at its block. Two options are for a discrete
-    path, where a time is rounded to its step: steps: the path's, for SRA's draw on DiT, t' = t - k / steps with a whole
-    number k of 0 .. offset * steps - 1, all alike (0: u as above, which after rounding has the first and last k half as
-    often); least: t' is held above it (SRA's DiT code: 1 / 1000). ConfigError for a block that the backbone does not have.
+    The teacher's time is t' = clamp(t - offset u, 0, 1) with u ~ U(0, 1), one for each sample. Its
+    condition is the student's, with the same labels dropped, and it stops at its block.
+
+    Where the student has a time for each token, t is first reduced to one a sample. Self-Flow's
+    teacher (arXiv:2603.06507) is `offset=0` with `token_times="min"`: it sees every token at
+    min(t, s).
+
+    `steps` and `least` are for a discrete path, on which a time is rounded to a step.
+
+    Levels: "teacher" [B, D, h, w].
+
+    Args:
+        geometry: The model's sizes.
+        block: Block of the averaged model, from 1.
+        offset: Largest difference of the two times, in [0, 1].
+        steps: The path's number of steps, for the draw of SRA's DiT code: t' = t - k / steps with
+            an integer k uniform over 0 .. offset * steps - 1. With 0 it is u as above, which after
+            rounding has the first and last k half as often.
+        least: Lower bound of t'; 1 / 1000 in SRA's DiT code.
+        token_times: How times [B, N] become [B]: "min" (the cleanest token) or "mean".
+
+    Raises:
+        ConfigError: If the backbone has no such block, or an option is not valid.
     """
 
-    def __init__(self, *, block: int, offset: float = 0.2, steps: int = 0, least: float = 0.0):
-        super().__init__()
-        for name, value in (("offset", offset), ("least", least)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: must be in [0, 1], got {value!r}.")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps: must be a whole number, 0 for none, got {steps!r}.")
-        self.block, self.offset, self.steps, self.least = block, float(offset), steps, float(least)
+    def __init__(
+        self,
+        *,
+        geometry: Geometry,
+        block: int,
+        offset: float = 0.2,
+        steps: int = 0,
+        least: float = 0.0,
+        token_times: str = "min",
+    ) -> None:
+        super().__init__(geometry=geometry)
+        self.block = block_number("block", block, geometry.depth)
+        self.offset = probability("offset", offset)
+        self.steps = integer("steps", steps)
+        self.least = probability("least", least)
+        self.token_times = choice("token_times", token_times, ("min", "mean"))
+        self.levels = {"teacher": LevelSpec(geometry.width, geometry.token_stride)}
 
-    def spec(self, backbone) -> dict[str, LevelSpec]:
-        stride = self.sizes(backbone)[1]
-        if not isinstance(self.block, int) or not 1 <= self.block <= backbone.depth:
-            raise ConfigError(
-                f"TeacherPrior: block {self.block!r} is not of the backbone; blocks are 1..{backbone.depth}."
-            )
-        return {"teacher": LevelSpec(backbone.hidden_size, stride)}
-
-    def probe(self, backbone):
-        """The teacher's blocks: as many as are run."""
-        import copy
-
+    def probe(self, backbone: Backbone) -> Callable[[], Any]:
+        """Return a call that runs the teacher's blocks once on the meta device."""
         shadow = copy.deepcopy(backbone).to("meta")
         x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
-        t, cond = torch.zeros(1, device="meta"), shadow.blank_cond(1, "meta")
+        t = torch.zeros(1, device="meta")
+        cond = shadow.blank_cond(1, "meta")
         return lambda: shadow(x, t, cond, stop=self.block)
 
-    def time(self, t: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The teacher's times [B] for the student's t [B]."""
+    def time(self, t: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Draw the teacher's times [B] for the student's t, [B] or [B, N]."""
+        if t.ndim == 2:
+            t = t.amin(1) if self.token_times == "min" else t.mean(1)
         if self.steps:
             most = max(1, round(self.offset * self.steps))
-            back = torch.randint(most, t.shape, generator=generator, device=t.device).to(t.dtype) / self.steps
+            drawn = torch.randint(most, t.shape, generator=rng, device=t.device)
+            back = drawn.to(t.dtype) / self.steps
         else:
-            back = self.offset * torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+            drawn = torch.rand(t.shape, generator=rng, device=t.device, dtype=t.dtype)
+            back = self.offset * drawn
         return (t - back).clamp(self.least, 1)
 
     @torch.no_grad()
-    def forward(self, step: Step) -> Features:
-        """-> {'teacher': [B, D, h, w]}, without prefix tokens."""
-        t = self.time(step.noisy.t, step.generator)
-        path, data, noise = step.flow.path, step.noisy.data, step.noisy.noise
-        x = {name: path.mix(data[name], noise[name], t)[0] for name in data}
-        tapped = step.ema(x, t, step.cond, taps=frozenset({self.block}), stop=self.block).taps[self.block]
-        tokens = tapped.tokens[:, tapped.prefix :]
-        return {"teacher": tokens.transpose(1, 2).unflatten(2, tapped.grid)}
+    def forward(self, view: TargetView, levels: Sequence[str]) -> Features:
+        """Return {"teacher": [B, D, h, w]}, without prefix tokens and without gradient.
+
+        Raises:
+            ConfigError: If the model keeps no average of its backbone.
+        """
+        if view.ema is None:
+            raise ConfigError("TeacherPrior: the model keeps no averaged backbone; set `ema`.")
+        t = self.time(view.noised.t, view.rng)
+        x = view.noised.at(t)
+        taps = frozenset({Tap(self.block)})
+        out = view.ema(x, t, view.cond.value, taps=taps, stop=self.block)
+        return {"teacher": out.tokens(self.block).as_map()}
+
+
+@PRIORS.register_module()
+class BlockPrior(Prior):
+    """A later block of the student's own forward pass, without gradient (LayerSync).
+
+    LayerSync aligns block 8 of 28 of SiT-XL with block 16 without a projector. Nothing runs in
+    addition to the student.
+
+    Levels: "block" [B, D, h, w].
+
+    Args:
+        geometry: The model's sizes.
+        block: Block of the backbone, from 1.
+
+    Raises:
+        ConfigError: If the backbone has no such block.
+    """
+
+    def __init__(self, *, geometry: Geometry, block: int) -> None:
+        super().__init__(geometry=geometry)
+        self.block = block_number("block", block, geometry.depth)
+        self.taps = frozenset({Tap(self.block)})
+        self.levels = {"block": LevelSpec(geometry.width, geometry.token_stride)}
+
+    def forward(self, view: TargetView, levels: Sequence[str]) -> Features:
+        """Return {"block": [B, D, h, w]}, without prefix tokens and without gradient."""
+        return {"block": view.out.tokens(self.block).as_map().detach()}

@@ -1,80 +1,82 @@
-"""AHPA's prior: levels of a frozen VAE encoder (section 4.1), of the tokenizer's own pass or of another autoencoder."""
+"""AHPA's prior (section 4.1): levels of a frozen VAE encoder."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ..registry import AUTOENCODERS, PRIORS, ConfigError, UserError, build, check, nearest
-from ..registry.contracts import Features, LevelSpec, Prior, Step
-from ..registry.registry import parameters
-from .autoencoder import DTYPES
+from ..registry import PRIORS, TOKENIZERS, ConfigError, UserError, build
+from ..registry.contracts import Clean, CleanPrior, Features, Geometry, Tokenizer
+from ..registry.precision import dtype_of
+from ..registry.validation import choice
 
 
 @PRIORS.register_module()
-class VAETaps(Prior):
-    """Levels of an autoencoder's encoder; with none of its own it shares the tokenizer's pass, which costs no more.
+class VAETaps(CleanPrior):
+    """Levels of an autoencoder's encoder, of the tokenizer's own pass or of another autoencoder.
 
-    autoencoder: config of another one as the supervisor (computed only as deep as needed), whose precision is
-    `precision` unless its config says otherwise. ConfigError where the tokenizer has no levels to share.
+    Without `autoencoder` it reads the levels that the tokenizer's encoder pass yields alongside
+    the latents, at no extra cost. With one, that encoder runs only as deep as needed.
+
+    Args:
+        geometry: The model's sizes; its `tokenizer_levels` are the levels without `autoencoder`.
+        autoencoder: Config of a tokenizer that supervises instead of the model's own.
+        precision: Precision of `autoencoder`, unless its config names one.
+
+    Raises:
+        ConfigError: If the tokenizer, or the autoencoder, has no levels.
     """
 
-    def __init__(self, *, autoencoder=None, precision: str = "bf16"):
-        super().__init__()
-        if precision not in DTYPES:
-            raise ConfigError(f"precision: {precision!r} is unknown{nearest(precision, DTYPES)}")
-        self.own = None
-        if autoencoder is not None:
-            self.own = build(AUTOENCODERS, self._with_precision(autoencoder, precision), where="autoencoder")
-        self.levels, self.requested = {}, ()
-        if self.own is not None:
-            self._take_levels(self.own, "autoencoder")
-
-    @staticmethod
-    def _with_precision(autoencoder, precision: str):
-        """`precision` as the default of the option, for the autoencoders that have it."""
-        if not isinstance(autoencoder, Mapping):
-            return autoencoder
-        known, _ = parameters(check(AUTOENCODERS, autoencoder, where="autoencoder"))
-        return {"precision": precision, **autoencoder} if "precision" in known else autoencoder
-
-    def _take_levels(self, autoencoder, what: str) -> None:
-        self.levels = getattr(autoencoder, "levels", {})
-        if not self.levels:
-            raise ConfigError(f"VAETaps: the {what} {type(autoencoder).__name__} has no levels to share; give VAETaps "
-                              "an `autoencoder` that has.")  # fmt: skip
-
-    def bind(self, *, tokenizer, backbone) -> None:
-        """Without an autoencoder of its own it reads the tokenizer's levels. ConfigError if that has none."""
-        if self.own is None:
-            self._take_levels(tokenizer, "tokenizer")
-            self.__dict__["tokenizer"] = tokenizer  # not a submodule: it is the model's, and moves with that
+    def __init__(
+        self,
+        *,
+        geometry: Geometry,
+        autoencoder: Mapping[str, Any] | Tokenizer | None = None,
+        precision: str = "bf16",
+    ) -> None:
+        super().__init__(geometry=geometry)
+        dtype_of("precision", precision)
+        self.autoencoder: Tokenizer | None = None
+        if autoencoder is None:
+            levels = geometry.tokenizer_levels
+            owner = "tokenizer"
+        else:
+            if isinstance(autoencoder, Mapping):
+                autoencoder = {"precision": precision, **autoencoder}
+            self.autoencoder = build(TOKENIZERS, autoencoder, where="autoencoder")
+            levels = self.autoencoder.levels
+            owner = f"autoencoder {type(self.autoencoder).__name__}"
+        if not levels:
+            raise ConfigError(
+                f"VAETaps: the {owner} has no levels; give VAETaps an `autoencoder` that has some."
+            )
+        self.levels = dict(levels)
 
     def load(self) -> None:
-        """Reads the weights of its own autoencoder, if it has one."""
-        if self.own is not None:
-            self.own.load()
+        """Read the weights of its own autoencoder, if it has one."""
+        if self.autoencoder is not None:
+            self.autoencoder.load()
 
-    def spec(self, backbone) -> dict[str, LevelSpec]:
-        return dict(self.levels)
+    def tokenizer_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
+        """List the levels that the tokenizer's own pass has to yield, shallow -> deep."""
+        return self._in_order(levels) if self.autoencoder is None else ()
 
-    def request(self, levels: Sequence[str]) -> None:
-        """The levels to be read. ConfigError (with the nearest names) for one that the encoder does not have."""
+    def from_clean(self, clean: Clean, levels: Sequence[str]) -> Features:
+        """Return {level: [B, C, h, w]} without gradient.
+
+        Raises:
+            ConfigError: If a level is unknown.
+            UserError: If the batch has neither the levels nor images to compute them from.
+        """
+        wanted = self._in_order(levels)
+        if self.autoencoder is None and all(name in clean.levels for name in wanted):
+            return {name: clean.levels[name] for name in wanted}
+        if self.autoencoder is None or clean.images is None:
+            raise UserError(
+                f"VAETaps: the batch has neither images nor the levels {', '.join(wanted)}; train "
+                "on images, or on latents stored with these features."
+            )
+        return self.autoencoder.encode(clean.images, wanted, latent=False).levels
+
+    def _in_order(self, levels: Sequence[str]) -> tuple[str, ...]:
         for name in levels:
-            if name not in self.levels:
-                raise ConfigError(f"VAETaps: there is no level {name!r}{nearest(name, self.levels)}")
-        self.requested = tuple(name for name in self.levels if name in set(levels))
-
-    @property
-    def shared_levels(self) -> tuple[str, ...]:
-        """What the tokenizer's own pass shall yield for this prior."""
-        return () if self.own is not None else self.requested
-
-    def forward(self, step: Step) -> Features:
-        """-> {level: [B, C, h, w]}, without gradient: from the tokenizer's pass where that yielded them, else from a
-        pass of their own. UserError where there is no image to make them from."""
-        done = step.encoded.taps if self.own is None and step.encoded is not None else {}
-        if self.own is None and all(name in done for name in self.requested):
-            return {name: done[name] for name in self.requested}
-        if step.images is None:
-            raise UserError(f"VAETaps: the batch has neither images nor the levels {', '.join(self.requested)}; train "
-                            "on images, or on latents stored with these features.")  # fmt: skip
-        source = self.__dict__["tokenizer"] if self.own is None else self.own
-        return source.encode(step.images, self.requested, latent=False).taps
+            choice("VAETaps: level", name, tuple(self.levels))
+        return tuple(name for name in self.levels if name in levels)

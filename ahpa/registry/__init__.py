@@ -1,55 +1,82 @@
-"""Floor 0: the registries, the contracts (`ahpa.registry.contracts`) and plugin discovery. Needs no torch to import.
+"""Registries, contracts and plugin discovery: what every other room builds on.
 
-mmengine looks here for the registries of the scope `ahpa`. Each registry imports the package of its components when
-the first of them is asked for. `python -m ahpa.registry` lists everything.
+Each registry imports the package of its components when the first of them is asked for; mmengine
+finds the registries of the scope `ahpa` here. `ahpa list` prints everything that is registered.
 """
 
-from mmengine import registry as _mm
+from mmengine import registry as mmengine_registry
+from mmengine.registry import Registry
 
 from .errors import ConfigError, UserError, nearest
 from .registry import ComponentRegistry, build, check
 
-__all__ = ["ComponentRegistry", "ConfigError", "UserError", "build", "check", "nearest"]
+__all__ = [
+    "ALIGNMENTS",
+    "ALL",
+    "BACKBONES",
+    "CONDITIONERS",
+    "DATASETS",
+    "FLOWS",
+    "FLOW_LOSSES",
+    "GUIDANCES",
+    "HOOKS",
+    "OPTIMIZERS",
+    "PAIR_LOSSES",
+    "PARAM_SCHEDULERS",
+    "PATHS",
+    "PRIORS",
+    "PROJECTORS",
+    "REGULARISERS",
+    "ROUTERS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "TEXT_ENCODERS",
+    "TIMESTEPS",
+    "TIME_ENCODINGS",
+    "TOKENIZERS",
+    "VISBACKENDS",
+    "VISUALIZERS",
+    "ComponentRegistry",
+    "ConfigError",
+    "UserError",
+    "build",
+    "check",
+    "nearest",
+]
 
 
-def _own(name, *locations):
-    return ComponentRegistry(name, scope="ahpa", locations=[f"ahpa.{place}" for place in locations])
+def _registry(name: str, *rooms: str, parent: Registry | None = None) -> ComponentRegistry:
+    locations = [f"ahpa.{room}" for room in rooms]
+    return ComponentRegistry(name, parent=parent, scope="ahpa", locations=locations)
 
 
-def _of_mmengine(name, parent, *locations):
-    return ComponentRegistry(name, parent=parent, scope="ahpa", locations=[f"ahpa.{place}" for place in locations])
+TOKENIZERS = _registry("tokenizer", "tokenizers")
+BACKBONES = _registry("backbone", "backbones")
+CONDITIONERS = _registry("conditioner", "conditioning")
+TEXT_ENCODERS = _registry("text encoder", "conditioning")
+FLOWS = _registry("flow", "flow")
+PATHS = _registry("path", "flow")
+TIMESTEPS = _registry("timestep distribution", "flow")
+SAMPLERS = _registry("sampler", "sampling")
+GUIDANCES = _registry("guidance", "sampling")
+PRIORS = _registry("prior", "priors")
+ROUTERS = _registry("router", "routers")
+TIME_ENCODINGS = _registry("time encoding", "routers")
+FLOW_LOSSES = _registry("flow loss", "losses")
+PAIR_LOSSES = _registry("pair loss", "losses")
+REGULARISERS = _registry("regulariser", "losses")
+ALIGNMENTS = _registry("alignment", "alignment")
+PROJECTORS = _registry("projector", "alignment")
+SCHEDULES = _registry("schedule", "alignment")
+DATASETS = _registry("dataset", "data")
 
+# Children of mmengine's own registries: its components are found by name too.
+HOOKS = _registry("hook", "engine", "analysis", parent=mmengine_registry.HOOKS)
+OPTIMIZERS = _registry("optimizer", "engine", parent=mmengine_registry.OPTIMIZERS)
+PARAM_SCHEDULERS = _registry("param scheduler", "engine", parent=mmengine_registry.PARAM_SCHEDULERS)
+VISUALIZERS = _registry("visualizer", "engine", parent=mmengine_registry.VISUALIZERS)
+VISBACKENDS = _registry("visualization back-end", "engine", parent=mmengine_registry.VISBACKENDS)
 
-AUTOENCODERS = _own("autoencoder", "priors")
-PRIORS = _own("prior", "priors")
-ROUTERS = _own("router", "routers")
-TIME_ENCODINGS = _own("time encoding", "routers")
-BACKBONES = _own("backbone", "backbones")
-CONDITIONERS = _own("conditioner", "backbones")
-TEXT_ENCODERS = _own("text encoder", "backbones")
-FLOWS = _own("flow", "flow")
-PATHS = _own("path", "flow")
-TIMESTEPS = _own("timestep distribution", "flow")
-SAMPLERS = _own("sampler", "flow")
-GUIDANCES = _own("guidance", "flow")
-PROJECTORS = _own("projector", "losses")
-LOSSES = _own("pair loss", "losses")
-FLOW_LOSSES = _own("flow loss", "losses")
-SCHEDULES = _own("schedule", "losses")
-ALIGNMENTS = _own("alignment", "losses")
-DATASETS = _own("dataset", "data")
-LOADERS = _own("data loader", "data")
-
-MODELS = _of_mmengine("model", _mm.MODELS, "engine")
-MODEL_WRAPPERS = _of_mmengine("model wrapper", _mm.MODEL_WRAPPERS, "engine")
-HOOKS = _of_mmengine("hook", _mm.HOOKS, "engine", "analysis")
-LOOPS = _of_mmengine("loop", _mm.LOOPS, "engine")
-RUNNERS = _of_mmengine("runner", _mm.RUNNERS, "engine")
-OPTIMIZERS = _of_mmengine("optimizer", _mm.OPTIMIZERS, "engine")
-OPTIM_WRAPPERS = _of_mmengine("optim wrapper", _mm.OPTIM_WRAPPERS, "engine")
-PARAM_SCHEDULERS = _of_mmengine("param scheduler", _mm.PARAM_SCHEDULERS, "engine")
-VISUALIZERS = _of_mmengine("visualizer", _mm.VISUALIZERS, "engine")
-VISBACKENDS = _of_mmengine("visualization back-end", _mm.VISBACKENDS, "engine")
-
-ALL = {name: value for name, value in list(globals().items()) if isinstance(value, ComponentRegistry)}
-__all__ += ["ALL", *ALL]
+ALL = {
+    name: value for name, value in list(globals().items()) if isinstance(value, ComponentRegistry)
+}

@@ -1,270 +1,631 @@
-"""The contracts between the parts: what crosses from one to another, and the base classes that say so.
+"""The contract of every kind of component: an abstract base class for each registry.
 
-Shapes: B batch (views included), C channels, N = h*w tokens, P prefix tokens, D width, L levels, G groups.
-Conventions, stated here once: t = 1 is noise and t = 0 is data; a tap k is the output of the k-th block, counted from 1;
-images are uint8 [B, 3, H, W] in a batch and float32 in [0, 1] in `Step.images`.
+Parts are built in one order, and the builder always passes what is listed here under "Built as":
+
+    tokenizer -> backbone -> Geometry -> flow, flow loss, conditioner, priors -> alignments
+    (an alignment builds its router, projector, criteria and schedule in turn)
+
+`own` stands for a component's own options from the config. Everything else follows from other
+parts and may not be configured. `ahpa.testing` has a conformance check for each kind.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-Streams = dict[str, Tensor]  # what diffuses: {'image': [B, C, h, w]}
-Features = dict[str, Tensor]  # level name -> [B, C, h, w] or [B, C], shallow -> deep
+from .values import (
+    BackboneOutput,
+    Clean,
+    Condition,
+    Encoded,
+    Features,
+    Geometry,
+    LevelSpec,
+    Losses,
+    Noised,
+    Progress,
+    Streams,
+    Tap,
+    TargetView,
+    TextCond,
+    Tokens,
+)
+
+__all__ = [
+    "Alignment",
+    "Backbone",
+    "BackboneOutput",
+    "Clean",
+    "Condition",
+    "Conditioner",
+    "Dataset",
+    "Encoded",
+    "Features",
+    "Flow",
+    "FlowLoss",
+    "Geometry",
+    "Guidance",
+    "LevelSpec",
+    "Losses",
+    "Noised",
+    "PairLoss",
+    "Path",
+    "Prediction",
+    "Prior",
+    "Progress",
+    "Projector",
+    "Regulariser",
+    "Router",
+    "Sampler",
+    "Schedule",
+    "Streams",
+    "Tap",
+    "TargetView",
+    "TextCond",
+    "TextEncoder",
+    "TimeEncoding",
+    "Timesteps",
+    "Tokenizer",
+    "Tokens",
+]
+
+Prediction = Callable[[Streams, Tensor], Streams]
+"""A model as a sampler sees it: (x, 0-d time) -> the prediction for each stream."""
 
 
-class TextCond(NamedTuple):
-    """A text condition: the encoder's `tokens` [B, T, W], and `pooled` [B, P] where the backbone takes one."""
-
-    tokens: Tensor
-    pooled: Tensor | None = None
+# ---- flow and sampling ----------------------------------------------------------------------
 
 
-class LevelSpec(NamedTuple):
-    """One level of a prior, known without running it. `stride` is pixels per feature (0 for a vector [B, C])."""
+class Path(ABC):
+    """An interpolant between data (t = 0) and noise (t = 1). Built as `Path(**own)`.
 
-    channels: int
-    stride: int
+    Times are [B], 0-d, or already of a shape that broadcasts over the data.
 
-
-class Tokens(NamedTuple):
-    """A block's output: `tokens` [B, P+N, D], of which the first `prefix` = P are not of the grid (h, w)."""
-
-    tokens: Tensor
-    prefix: int
-    grid: tuple[int, int]
-
-
-class Denoised(NamedTuple):
-    """What a backbone returns: its prediction for each stream, and the tapped blocks' outputs by block number."""
-
-    pred: Streams
-    taps: dict[int, Tokens]
-
-
-class Noisy(NamedTuple):
-    """A noised batch: `x` at time `t` [B] in [0, 1], from `data` and `noise`; `target` is what to predict (v, or eps on a
-    discrete path). With several `views` of each image, B counts them all: the whole batch once, then once more ..."""
-
-    x: Streams
-    t: Tensor
-    target: Streams
-    data: Streams
-    noise: Streams
-    views: int = 1
-
-
-class Encoded(NamedTuple):
-    """One pass of an autoencoder's encoder: the posterior's `mean` and `std` [B, C, h, w] in the diffusion's scale
-    (None where only taps were asked for), and the levels that were asked for."""
-
-    mean: Tensor | None
-    std: Tensor | None
-    taps: Features
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A draw from the posterior [B, C, h, w]."""
-        mean, std = self.mean, self.std
-        assert mean is not None and std is not None, "this pass was asked for taps only"
-        return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-
-
-@dataclass
-class Step:
-    """One training step as it grows from left to right; every part reads what came before it.
-
-        images [B, 3, H, W] float in [0, 1] (None when latents are given), label [B] long, `generator` the only source of
-        randomness, `diagnose` whether this step's diagnostics will be shown, `progress` the share of the run in [0, 1];
-    `flow` and `ema` are the model's flow and averaged backbone, for targets that noise the data anew or have a teacher.
+    Attributes:
+        predicts: What `mix` returns as the target: "velocity" or "noise".
     """
 
-    batch: Mapping[str, Any]
-    images: Tensor | None = None
-    generator: torch.Generator | None = None
-    diagnose: bool = False
-    iteration: int = 0
-    progress: float = 0.0
-    flow: Any = None
-    ema: Any = None
-    encoded: Encoded | None = None
-    noisy: Noisy | None = None
-    cond: Any = None
-    out: Denoised | None = None
-    features: dict[str, Features] = field(default_factory=dict)  # prior name -> its levels
+    predicts: ClassVar[str] = "velocity"
+
+    @abstractmethod
+    def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix data and noise. Returns (x_t, target), both shaped as x0."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise level at time t, shaped as t."""
+
+    @abstractmethod
+    def to_noise(self, x: Tensor, pred: Tensor, t: Tensor) -> Tensor:
+        """Return E[eps | x_t = x], given a prediction of the target."""
+
+    @abstractmethod
+    def to_data(self, x: Tensor, pred: Tensor, t: Tensor) -> Tensor:
+        """Return E[x0 | x_t = x], given a prediction of the target."""
+
+    @abstractmethod
+    def score(self, x: Tensor, pred: Tensor, t: Tensor) -> Tensor:
+        """Return grad log p_t(x), given a prediction of the target; t must be above 0."""
 
 
-class HoldsFrozen:
-    """Mixin for an nn.Module that uses a frozen network: it moves with `.to()`, and is in no parameter list, state
-    dict or EMA. Register with `self.hold(name=network)`; read as `self.held['name']`."""
+class Timesteps(ABC):
+    """A distribution of training times. Built as `Timesteps(**own)`."""
 
-    def hold(self, **networks: nn.Module) -> None:
-        held = self.__dict__.setdefault("held", {})
-        for name, network in networks.items():
-            held[name] = network.eval().requires_grad_(False)
-
-    def _apply(self, fn, recurse=True):
-        for network in self.__dict__.get("held", {}).values():
-            network._apply(fn)
-        return super()._apply(fn, recurse)
+    @abstractmethod
+    def sample(self, count: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
+        """Draw times [count], float32 in [0, 1]."""
 
 
-class Prior(HoldsFrozen, nn.Module):
-    """Where a target comes from: named levels of features of a batch, frozen, never in a checkpoint or an EMA.
+class Flow(ABC):
+    """The noising of a batch: the one place where t and the noise are drawn.
 
-    Order of calls: `bind` (once), `spec`, `request` (once, the levels that the routers use), then `forward` per step.
+    Built as `Flow(geometry=..., **own)`.
+
+    Attributes:
+        path: The interpolant.
+        views: How often each image of a batch is noised.
+        provides: What `to_target` returns and a sampler integrates: "velocity" or "noise".
+        default_sampler: Registered name of the sampler that is used when none is named.
     """
 
-    def bind(self, *, tokenizer: "Autoencoder | None", backbone: "Backbone | None") -> None:
-        """Told of the model's own parts; a prior that does not need them leaves this as it is."""
+    path: Path
+    views: int
+    provides: ClassVar[str] = "velocity"
+    default_sampler: ClassVar[str] = "euler"
 
-    def spec(self, backbone: "Backbone | None") -> dict[str, LevelSpec]:
-        """Level name -> LevelSpec, ordered shallow -> deep, without running anything."""
-        raise TypeError(f"{type(self).__name__} must define spec(backbone)")
+    def __init__(self, *, geometry: Geometry) -> None:
+        self.geometry = geometry
 
-    def request(self, levels: Sequence[str]) -> None:
-        """Only these levels will be read; a prior may skip the work for the others."""
+    @abstractmethod
+    def sample(self, streams: Streams, rng: torch.Generator | None) -> Noised:
+        """Noise the clean streams {name: [B, ...]}; with views, B is multiplied by their number."""
 
-    def probe(self, backbone: "Backbone") -> Callable[[], Any] | None:
-        """A call that runs its network for one image on the meta device, so that its cost can be counted without weights;
-        None where it adds no network to the step."""
-        return None
-
-    def forward(self, step: Step) -> Features:
-        """-> at least the requested levels, ordered shallow -> deep, without gradient."""
-        raise TypeError(f"{type(self).__name__} must define forward(step)")
+    def to_target(self, pred: Streams, x: Streams, t: Tensor) -> Streams:
+        """Convert the network's output at x_t into what `provides` names. Identity by default."""
+        return pred
 
 
-class Autoencoder(HoldsFrozen, nn.Module):
-    """The latent tokenizer: images [B, 3, H, W] in [0, 1] <-> latents [B, C, H/s, W/s] of about unit scale.
+class FlowLoss(nn.Module, ABC):
+    """The loss of the prediction itself. Built as `FlowLoss(geometry=..., flow=..., **own)`."""
 
-    Attributes known without loading weights: `latent_channels` C, `downsample` s, `levels` {name: LevelSpec}.
+    def __init__(self, *, geometry: Geometry, flow: Flow) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.flow = flow
+
+    @abstractmethod
+    def forward(self, view: TargetView) -> Losses:
+        """Compare view.out.pred with view.noised.target. The first term is named "flow"."""
+
+
+class Sampler(ABC):
+    """A method of integration from noise (t = 1) to data (t = 0). Built as `Sampler(**own)`.
+
+    Attributes:
+        needs: What the prediction must be, "velocity" or "noise"; a flow that provides something
+            else is refused.
+    """
+
+    needs: ClassVar[str] = "velocity"
+
+    @abstractmethod
+    def sample(
+        self,
+        model: Prediction,
+        x: Streams,
+        *,
+        steps: int,
+        path: Path,
+        noise: Callable[[Streams], Streams],
+    ) -> Streams:
+        """Integrate from x at t = 1.
+
+        Args:
+            model: (x, 0-d time) -> the prediction for each stream, guided already.
+            x: Standard normal noise for each stream, float32.
+            steps: Number of steps; each sampler says how many model calls that is.
+            path: The flow's path.
+            noise: Draws standard normals shaped as its argument, for stochastic samplers.
+
+        Returns:
+            The streams at t = 0.
+        """
+
+
+class Guidance(ABC):
+    """Combines conditional and unconditional predictions. Built as `Guidance(**own)`."""
+
+    @abstractmethod
+    def guide(
+        self, predict: Callable[[Streams, Tensor, Any], Streams], cond: Any, null: Any
+    ) -> Prediction:
+        """Return a guided model.
+
+        Args:
+            predict: (x, t [B], condition) -> prediction.
+            cond: The condition of B samples.
+            null: The null condition of B samples.
+        """
+
+
+# ---- networks -------------------------------------------------------------------------------
+
+
+class Tokenizer(nn.Module, ABC):
+    """A frozen autoencoder: images [B, 3, H, W] in [0, 1] <-> latents [B, C, H/s, W/s] of about
+    unit scale. Built as `Tokenizer(**own)`; `precision` is an option of every tokenizer.
+
+    Attributes, known without loading weights:
+        latent_channels: C.
+        downsample: s, pixels per latent.
+        levels: Encoder levels that one pass can yield, shallow -> deep.
     """
 
     latent_channels: int
     downsample: int
-    levels: dict[str, LevelSpec]
+    levels: Mapping[str, LevelSpec]
 
     def load(self) -> None:
-        """Reads the weights if that has not happened; UserError with where it looked when they are not there."""
+        """Read the weights if that has not happened yet. Raises UserError if they are missing."""
 
-    def encode(self, images: Tensor, taps: Sequence[str] = (), *, latent: bool = True) -> Encoded:
-        raise TypeError(f"{type(self).__name__} must define encode")
+    @abstractmethod
+    def encode(self, images: Tensor, levels: Sequence[str] = (), *, latent: bool = True) -> Encoded:
+        """Encode images.
 
+        Args:
+            images: [B, 3, H, W] float in [0, 1].
+            levels: Names of the encoder levels to return.
+            latent: Whether the posterior is needed; without it the pass ends at the deepest level.
+        """
+
+    @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
-        """-> images [B, 3, H, W] in [0, 1]."""
-        raise TypeError(f"{type(self).__name__} must define decode")
+        """Decode latents [B, C, h, w] to images [B, 3, H, W] in [0, 1]."""
 
 
-class TextEncoder(HoldsFrozen, nn.Module):
-    """A frozen encoder of prompts. Attributes known without loading weights: `length` T, `width` W, `pooled_dim` P."""
+class Backbone(nn.Module, ABC):
+    """A diffusion transformer. Built as `Backbone(input_size=..., in_channels=..., **own)`.
+
+    Attributes:
+        takes: What it is conditioned on: "classes" or "prompts".
+        blocks: The transformer blocks in order; each is compiled and sharded by itself.
+        depth: Number of blocks.
+        hidden_size: Width D.
+        num_heads: Attention heads of a block, or None.
+        grid: Token grid (h, w).
+        prefix: Number of prefix tokens P.
+        streams: Shape of one sample of every stream; what sampling starts from.
+        out_channels: Channels predicted for the image; 2C if a variance is predicted too, in which
+            case the first C channels are the prediction.
+        tap_kinds: Kinds of taps it can give.
+        num_classes: Number of class labels; label `num_classes` is the null class. None for text.
+        text_dim: Width of its text tokens; None if it takes no text.
+        pooled_dim: Width of its pooled text; None if it takes none.
+    """
+
+    takes: ClassVar[str] = "classes"
+    blocks: nn.ModuleList
+    depth: int
+    hidden_size: int
+    num_heads: int | None = None
+    grid: tuple[int, int]
+    prefix: int = 0
+    streams: dict[str, tuple[int, ...]]
+    out_channels: int
+    tap_kinds: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    num_classes: int | None = None
+    text_dim: int | None = None
+    pooled_dim: int | None = None
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Streams,
+        t: Tensor,
+        cond: Any,
+        taps: frozenset[Tap] = frozenset(),
+        stop: int | None = None,
+    ) -> BackboneOutput:
+        """Predict from the noised streams.
+
+        Args:
+            x: The noised streams.
+            t: Times in [0, 1], [B]; or [B, N], one for each grid token.
+            cond: Labels [B] or a `TextCond`.
+            taps: What to return beside the prediction.
+            stop: Compute no block after this one; `pred` is empty then.
+        """
+
+    @abstractmethod
+    def blank_cond(self, count: int, device: torch.device | str) -> Any:
+        """Return any valid condition of `count` samples, for counting costs."""
+
+
+class TextEncoder(nn.Module, ABC):
+    """A frozen encoder of prompts. Built as `TextEncoder(**own)`.
+
+    Attributes, known without loading weights:
+        length: Number of tokens T.
+        width: Width W of a token.
+        pooled_dim: Width P of the pooled vector.
+    """
 
     length: int
     width: int
     pooled_dim: int
 
     def load(self) -> None:
-        """Reads the weights if that has not happened; UserError with what to do when they are not there."""
+        """Read the weights if that has not happened yet. Raises UserError if they are missing."""
 
+    @abstractmethod
     def forward(self, prompts: Sequence[str]) -> TextCond:
-        """-> tokens [B, T, W] and pooled [B, P], float32 and without gradient."""
-        raise TypeError(f"{type(self).__name__} must define forward(prompts)")
+        """Encode B prompts to tokens [B, T, W] and pooled vectors [B, P], float32."""
 
 
-class Conditioner(HoldsFrozen, nn.Module):
-    """What a backbone is conditioned on. Built as `Conditioner(*, backbone, **own)`, of which it may read the sizes.
-    `takes` names what samples are asked for by: 'classes' (numbers) or 'prompts' (strings)."""
+class Conditioner(nn.Module, ABC):
+    """Turns labels or captions into the backbone's condition, and drops some of them in training.
 
-    takes: str
+    Built as `Conditioner(geometry=..., **own)`. It is a frozen part: trained embeddings belong to
+    the backbone.
+
+    Attributes:
+        takes: What samples are asked for by: "classes" (numbers) or "prompts" (strings).
+    """
+
+    takes: ClassVar[str] = "classes"
+
+    def __init__(self, *, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
 
     def load(self) -> None:
-        """Reads a frozen network's weights now; a conditioner without one leaves this as it is."""
+        """Read the weights of a text encoder, if there is one. Raises UserError if missing."""
 
-    def forward(self, step: Step) -> Any:
-        """step.batch -> the condition of the training step; what it drops is drawn from `step.generator`."""
-        raise TypeError(f"{type(self).__name__} must define forward(step)")
+    @abstractmethod
+    def forward(self, clean: Clean, rng: torch.Generator | None) -> Condition:
+        """Return the condition of a training batch; dropout is drawn from `rng`."""
 
-    def null(self, count: int, device) -> Any:
-        """The null condition for `count` samples."""
-        raise TypeError(f"{type(self).__name__} must define null(count, device)")
+    @abstractmethod
+    def null(self, count: int, device: torch.device | str) -> Any:
+        """Return the null condition of `count` samples."""
 
-    def all(self) -> list:
-        """The conditions that are shown when none is asked for."""
-        raise TypeError(f"{type(self).__name__} must define all()")
+    @abstractmethod
+    def all(self) -> list[Any]:
+        """List the classes or prompts that are shown when none are asked for."""
 
-    def encode(self, wanted: Sequence, device) -> Any:
-        """The conditions of samples; UserError for one that there is not."""
-        raise TypeError(f"{type(self).__name__} must define encode(wanted, device)")
+    @abstractmethod
+    def encode(self, wanted: Sequence[Any], device: torch.device | str) -> Any:
+        """Encode the requested classes or prompts. Raises UserError for an unknown one."""
 
-    def example(self, count: int, generator: torch.Generator) -> dict[str, Any]:
-        """What a batch of `count` synthetic samples holds for it."""
-        raise TypeError(f"{type(self).__name__} must define example(count, generator)")
-
-
-class Backbone(nn.Module):
-    """A diffusion transformer. Attributes: `depth`, `hidden_size` D, `grid` (h, w), `prefix` P (0 if none), `streams`
-    {stream: shape of one sample}, what sampling starts from. `out_channels` of the image's prediction may exceed its C:
-    what follows the first C is a learned variance's."""
-
-    depth: int
-    hidden_size: int
-    grid: tuple[int, int]
-    prefix: int = 0
-    streams: dict[str, tuple[int, ...]]
-
-    def forward(self, x: Streams, t: Tensor, cond: Any, taps: frozenset[int] = frozenset(),
-                stop: int | None = None) -> Denoised:  # fmt: skip
-        """t [B] in [0, 1]. The output of block k is in `taps[k]` for each k asked for (1-based). With `stop`, no block
-        after that number is computed and `pred` is empty: what a teacher of fewer blocks costs."""
-        raise TypeError(f"{type(self).__name__} must define forward")
-
-    def blank_cond(self, count: int, device) -> Any:
-        """Any valid condition of `count` samples, for counting costs and trying a backbone out: here class 0."""
-        return torch.zeros(count, dtype=torch.long, device=device)
+    @abstractmethod
+    def example(self, count: int, rng: torch.Generator) -> dict[str, Any]:
+        """Return the entries of a synthetic batch of `count` samples that it needs."""
 
 
-class Router(nn.Module):
-    """Weighs the levels of a prior into one target. Built as
-    `Router(*, spec, grid, content_dim, groups, prefix=(), **own)`; `out_dim` is the target's width, `groups` {group:
-    level names}. The routers of ahpa inherit `mix` from `ahpa.routers.base.GroupedRouter` and override `weights`."""
+# ---- targets --------------------------------------------------------------------------------
 
+
+class Prior(nn.Module, ABC):
+    """Where a target comes from: named levels of features. Built as `Prior(geometry=..., **own)`.
+
+    A prior is frozen: it lives outside the trained model, in no optimiser and no checkpoint, and
+    the engine detaches what it returns.
+
+    Attributes:
+        levels: Every level it can give, shallow -> deep; set by the constructor and constant.
+        taps: What it wants to read from the student's own forward pass.
+    """
+
+    levels: Mapping[str, LevelSpec]
+    taps: frozenset[Tap] = frozenset()
+
+    def __init__(self, *, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+
+    def load(self) -> None:
+        """Read the weights if that has not happened yet. Raises UserError if they are missing."""
+
+    def tokenizer_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
+        """List the tokenizer levels that it needs in `clean.levels` to give these levels."""
+        return ()
+
+    @abstractmethod
+    def forward(self, view: TargetView, levels: Sequence[str]) -> Features:
+        """Return at least the named levels, shallow -> deep.
+
+        Maps are [B, C, h, w] and vectors [B, C], with B as in `view.clean` or, if they are made
+        from the noised batch, as in `view.noised`.
+        """
+
+    def from_clean(self, clean: Clean, levels: Sequence[str]) -> Features:
+        """Return the named levels from the clean batch alone, as a diffused stream needs them.
+
+        Raises:
+            ValueError: If the prior looks at more than the clean batch.
+        """
+        raise ValueError(f"{type(self).__name__} needs the noised batch; it cannot be a stream.")
+
+    def probe(self, backbone: Backbone) -> Callable[[], Any] | None:
+        """Return a call that runs its network once for one image on the meta device, so that its
+        cost can be counted; None if it adds no network to the step."""
+        return None
+
+
+class CleanPrior(Prior):
+    """A prior that looks at the clean batch alone: implement `from_clean`."""
+
+    @abstractmethod
+    def from_clean(self, clean: Clean, levels: Sequence[str]) -> Features:
+        """Return at least the named levels, [B, C, h, w] or [B, C], from the clean batch."""
+
+    def forward(self, view: TargetView, levels: Sequence[str]) -> Features:
+        """Return at least the named levels; see `from_clean`."""
+        return self.from_clean(view.clean, levels)
+
+
+class TimeEncoding(nn.Module, ABC):
+    """An encoding of t for the learned routers. Built as `TimeEncoding(**own)`.
+
+    Attributes:
+        dim: Width of the encoding.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, t: Tensor) -> Tensor:
+        """Encode times [B] in [0, 1] to [B, dim], float32."""
+
+
+class Router(nn.Module, ABC):
+    """Weighs the levels of one prior into one target.
+
+    Built as `Router(levels=..., geometry=..., **own)`, where `levels` are the prior's.
+
+    Attributes:
+        groups: {group: names of its levels}.
+        out_dim: Width of the target.
+        used_levels: The levels it reads, in the prior's order, prefix included.
+        prefix: The vector levels that become the target's first tokens.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
     out_dim: int
     used_levels: tuple[str, ...]
-    prefix: tuple[str, ...] = ()  # the vector levels that are the target's first tokens
+    prefix: tuple[str, ...] = ()
 
-    def weights(self, t: Tensor, content: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """t [B], content [B, N, D] -> ({group: [B, L]}, rows that sum to 1; inter [B, G])."""
-        raise TypeError(f"{type(self).__name__} must define weights")
+    def __init__(self, *, levels: Mapping[str, LevelSpec], geometry: Geometry) -> None:
+        super().__init__()
+        self.levels = levels
+        self.geometry = geometry
+
+    @abstractmethod
+    def weights(self, t: Tensor, content: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return ({group: alphas [B, L]}, betas [B, G]) for times [B] and grid tokens [B, N, D]."""
+
+    @abstractmethod
+    def mix(self, features: Features, intra: Mapping[str, Tensor], inter: Tensor) -> Tensor:
+        """Return the target [B, P+N, out_dim] for weights as `weights` returns them."""
 
     def membership(self) -> dict[str, Tensor]:
-        """{group: [L], how far each of its levels belongs to it, 0 to 1} where that is learned; empty where it is fixed."""
+        """Return {group: [L], how far each level belongs to it}; empty if groups are fixed."""
         return {}
 
-    def mix(self, features: Features, intra: dict[str, Tensor], inter: Tensor) -> Tensor:
-        """The target [B, P+N, out_dim] for given weights, as `weights` returns them."""
-        raise TypeError(f"{type(self).__name__} must define mix")
-
     def forward(self, features: Features, t: Tensor, content: Tensor | None = None) -> Tensor:
-        """-> the target [B, P+N, out_dim]."""
+        """Return the target [B, P+N, out_dim] at times [B]."""
         return self.mix(features, *self.weights(t, content))
 
 
-class Projector(nn.Module):
-    """Built as `Projector(*, dim, out_dim, **own)`: maps Tokens [B, P+N, dim] to [B, P+N, out_dim]."""
+# ---- losses and alignments ------------------------------------------------------------------
 
+
+class Projector(nn.Module, ABC):
+    """A trained head. Built as `Projector(dim=..., out_dim=..., **own)`."""
+
+    @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
-        raise TypeError(f"{type(self).__name__} must define forward")
+        """Map tokens [B, P+N, dim] to [B, P+N, out_dim]."""
 
 
-class PairLoss(nn.Module):
-    """Built as `PairLoss(*, dim, **own)`: compares pred and target, both [B, N, C], in float32 -> a scalar, or a dict
-    {name: scalar}. `unweighted` names items that are the loss's own objective (a critic's), which no weight scales;
-    `optimizer_options`, if set, makes its parameters a group of their own (lr, betas ...), clipped by itself."""
+class PairLoss(nn.Module, ABC):
+    """Compares projected tokens with a target. Built as `PairLoss(dim=..., **own)`.
+
+    Attributes:
+        unweighted: Names of returned items that no weight scales, such as a critic's own objective.
+        optimizer_options: If set, its parameters form an optimiser group of their own with these
+            options (lr, betas ...), whose gradients are clipped separately.
+    """
 
     unweighted: tuple[str, ...] = ()
     optimizer_options: dict[str, Any] | None = None
 
-    def forward(self, pred: Tensor, target: Tensor) -> Tensor | dict[str, Tensor]:
-        raise TypeError(f"{type(self).__name__} must define forward")
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(
+        self, pred: Tensor, target: Tensor, token_weights: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Compare two [B, N, dim] tensors in float32.
+
+        Args:
+            pred: Projected tokens.
+            target: Target of the same shape.
+            token_weights: [B, N] of mean 1, or None for equal weights.
+
+        Returns:
+            A 0-d tensor, or a dict of named 0-d tensors.
+
+        Raises:
+            ValueError: If token weights are given and the loss has no per-token value.
+        """
+
+
+class Regulariser(nn.Module, ABC):
+    """A loss of the tapped tokens, without a target. Built as `Regulariser(dim=..., **own)`."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return a 0-d tensor for tokens [B, P+N, dim] of the batch."""
+
+
+class Schedule(nn.Module, ABC):
+    """The weight of a loss over the run. Built as `Schedule(**own)`.
+
+    State belongs in buffers: it is saved with the model and resumes exactly.
+    """
+
+    @abstractmethod
+    def forward(self, progress: Progress) -> float | Tensor:
+        """Return the weight of this step, a number or a 0-d tensor without gradient."""
+
+    def observe(self, losses: Losses, progress: Progress) -> None:
+        """Look at the losses of a training step after they were computed. Nothing by default."""
+
+
+class Alignment(nn.Module, ABC):
+    """A loss of tapped blocks. Built as `Alignment(name=..., geometry=..., flow=..., priors=...,
+    **own)`, where `priors` are the levels of every prior of the model: {prior: {level: spec}}.
+
+    Attributes:
+        taps: What it reads from the backbone.
+        reads: {prior: names of the levels it reads}; empty for a loss without a prior.
+    """
+
+    taps: frozenset[Tap]
+    reads: Mapping[str, tuple[str, ...]]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        geometry: Geometry,
+        flow: Flow,
+        priors: Mapping[str, Mapping[str, LevelSpec]],
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.geometry = geometry
+        self.reads = {}
+
+    @abstractmethod
+    def forward(
+        self, view: TargetView, features: Mapping[str, Features], progress: Progress
+    ) -> Losses:
+        """Compute the terms, named "<alignment>/<criterion>", and the diagnostics.
+
+        Args:
+            view: The step's values; `view.out.taps` holds the requested taps.
+            features: {prior: {level: tensor}}, detached and repeated for the views.
+            progress: Where the run stands.
+        """
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Describe the alignment in one line for --dry-run, such as "block 3 <- vae (...)"."""
+
+    def probes(self) -> dict[str, Callable[[], Any]]:
+        """Return {part: call} that run its heads once for one image on the meta device, so that
+        their cost can be counted. Empty by default."""
+        return {}
+
+
+# ---- data -----------------------------------------------------------------------------------
+
+
+class Dataset(torch.utils.data.Dataset, ABC):
+    """Images with labels or captions. Built as `Dataset(resolution=..., **own)`.
+
+    Attributes:
+        classes: Class names in the order of the labels; None if there are no labels.
+        captioned: Whether items have a caption.
+    """
+
+    classes: tuple[str, ...] | None = None
+    captioned: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Return an item for an index or (index, epoch).
+
+        Returns:
+            dict(image=uint8 [3, resolution, resolution], index=int) with label=int, caption=str,
+            or both. It is a function of the key alone, so that a run resumes exactly.
+        """
+
+    def sample_id(self, index: int) -> str:
+        """Return a name for a sample, for messages; its number by default."""
+        return str(index)

@@ -1,20 +1,34 @@
-"""Errors that are the user's to mend: shown as one message without a traceback, and exit code 2 from the tools."""
+"""Errors that a user can mend. The commands print them as one message and exit with code 2."""
 
 import difflib
 from collections.abc import Iterable
 
+LISTED = 30  # names in a message
+
 
 class UserError(Exception):
-    """Something outside the code is wrong: a path, a file, an environment. The message says what to do."""
+    """Something outside the code is wrong: a path, a file, an environment."""
 
 
 class ConfigError(UserError, ValueError):
-    """A mistake in a config or an option; the message names the key and the nearest valid ones."""
+    """A mistake in a config or an option; the message names the key and the nearest valid one."""
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """'; did you mean A or B? Valid: ...' for a message about the unknown name `wrong`."""
+    """Return the end of a message about an unknown name.
+
+    Args:
+        wrong: The name that was given.
+        valid: The names that exist.
+
+    Returns:
+        "; did you mean 'a'? Valid: a, b." with up to three suggestions and 30 names.
+    """
     names = sorted(str(name) for name in valid)
     close = difflib.get_close_matches(str(wrong), names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else "."
-    return f"{hint} Valid: {', '.join(names) or '(nothing)'}."
+    suggestions = " or ".join(repr(name) for name in close)
+    hint = f"; did you mean {suggestions}?" if close else "."
+    listed = ", ".join(names[:LISTED]) or "(nothing)"
+    if len(names) > LISTED:
+        listed += f", ... ({len(names)} in all)"
+    return f"{hint} Valid: {listed}."

@@ -1,7 +1,7 @@
-"""Third parties' components: installed packages announce a module in the entry-point group `ahpa.plugins`.
+"""Outside packages announce a module in the entry-point group `ahpa.plugins`.
 
-A plugin that fails to import is a warning that names it and nothing else; asking for a component that is not there
-then shows its original traceback, since that plugin may have been the one to bring it.
+A plugin that fails to import causes a warning that names it, and nothing else breaks. Asking for a
+component that is missing then shows the plugin's traceback, since the plugin may have brought it.
 """
 
 import importlib.metadata
@@ -9,13 +9,14 @@ import traceback
 import warnings
 
 GROUP = "ahpa.plugins"
-_failed: dict[str, str] = {}  # plugin name -> its traceback
-_loaded: dict[str, str] = {}  # plugin name -> the module that it names
+
+_failed: dict[str, str] = {}  # plugin name -> traceback
+_loaded: dict[str, str] = {}  # plugin name -> module
 _done = False
 
 
 def load() -> None:
-    """Imports every installed plugin once in this process."""
+    """Import every installed plugin, once per process."""
     global _done
     if _done:
         return
@@ -24,25 +25,27 @@ def load() -> None:
         try:
             entry.load()
             _loaded[entry.name] = entry.value
-        except Exception as error:  # a stranger's module may raise anything
+        except Exception as error:  # an outside module may raise anything
             _failed[entry.name] = traceback.format_exc()
             warnings.warn(
-                f"the ahpa plugin {entry.name!r} ({entry.value}) could not be imported and is left out: "
-                f"{type(error).__name__}: {error}",
+                f"the ahpa plugin {entry.name!r} ({entry.value}) could not be imported and is "
+                f"ignored: {type(error).__name__}: {error}",
                 stacklevel=2,
             )
 
 
 def failures() -> str:
-    """The tracebacks of the plugins that failed, to be put below an error about a missing component; '' if none."""
-    return "".join(f"\n\nThe plugin {name!r} failed to import:\n{text}" for name, text in _failed.items())
+    """Return the tracebacks of failed plugins, for an error about a missing component."""
+    return "".join(
+        f"\n\nThe plugin {name!r} failed to import:\n{text}" for name, text in _failed.items()
+    )
 
 
 def loaded() -> dict[str, str]:
-    """Plugin name -> module, of those that were imported."""
+    """Return {plugin name: module} of the plugins that were imported."""
     return dict(_loaded)
 
 
 def failed() -> dict[str, str]:
-    """Plugin name -> traceback, of those that were not."""
+    """Return {plugin name: traceback} of the plugins that failed to import."""
     return dict(_failed)

@@ -1,7 +1,7 @@
-"""The registry class and `build`: from `dict(type='Name', option=value)` to an object, with errors for the reader.
+"""From `dict(type='Name', option=value)` to an object, with errors for the reader.
 
-It is mmengine's Registry with two changes: a name must be registered (mmengine would import any dotted path, so that
-`type='os.system'` ran), and unknown names or options are refused with the nearest valid ones.
+The registry is mmengine's with two changes: a name must be registered (mmengine imports any dotted
+path, so that `type='os.system'` runs), and unknown names and options are refused with suggestions.
 """
 
 import inspect
@@ -14,27 +14,28 @@ from . import plugins
 from .errors import ConfigError, nearest
 
 
-def _locate(where: str) -> str:
-    return f"{where}: " if where else ""
-
-
 class ComponentRegistry(Registry):
-    """Components of one kind, by name; `locations` are imported when the first one is asked for."""
+    """Components of one kind by name; `locations` are imported when the first is asked for."""
 
     def names(self) -> list[str]:
-        """All names that `get` would find, mmengine's own of this kind included."""
+        """List all names that `get` finds, including mmengine's own components of this kind."""
         self.import_from_location()
         plugins.load()
-        registry, found = self, set()
+        found: set[str] = set()
+        registry: Registry | None = self
         while registry is not None:
             found |= set(registry.module_dict)
             registry = registry.parent
         return sorted(found)
 
     def get(self, key: str) -> Any:
-        """The component registered as `key`; ConfigError (nearest names, failed plugins) where there is none."""
+        """Return the component registered as `key`.
+
+        Raises:
+            ConfigError: If there is none; with the nearest names and the plugins that failed.
+        """
         if not isinstance(key, str):
-            raise ConfigError(f"a {self.name}'s type must be a name, got {key!r}.")
+            raise ConfigError(f"the type of a {self.name} must be a name, got {key!r}.")
         self.import_from_location()
         name = key.removeprefix(f"{self.scope}.")
         found = self._find(name)
@@ -43,85 +44,121 @@ class ComponentRegistry(Registry):
             found = self._find(name)
         if found is not None:
             return found
-        raise ConfigError(f"no {self.name} is called {key!r}{nearest(key, self.names())}{plugins.failures()}")
+        suggestions = nearest(key, self.names())
+        raise ConfigError(f"no {self.name} is called {key!r}{suggestions}{plugins.failures()}")
 
-    def _find(self, name):
-        registry = self
+    def _find(self, name: str) -> Any:
+        registry: Registry | None = self
         while registry is not None:
             if name in registry.module_dict:
                 return registry.module_dict[name]
             registry = registry.parent
         return None
 
-    def build(self, cfg: Mapping, *args, **derived) -> Any:  # mmengine's Runner calls it with default_args
-        if "default_args" in derived:
-            derived = {**(derived.pop("default_args") or {}), **derived}
-        return build(self, cfg, **{key: value for key, value in derived.items() if key not in cfg})
+    def build(self, cfg: Mapping[str, Any], *args: Any, **derived: Any) -> Any:
+        """Build a component the way mmengine's Runner asks for it (with `default_args`)."""
+        defaults = derived.pop("default_args", None) or {}
+        given = {**defaults, **derived}
+        return build(self, cfg, **{key: value for key, value in given.items() if key not in cfg})
 
 
 def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The keyword parameters of a class or function, and whether it takes any others.
+    """List the options of a class or function.
 
-    A class that passes `**options` on to its base class takes its base's parameters too.
+    A class that passes `**options` on to its base class takes its base's options too.
+
+    Returns:
+        {name: parameter}, and whether it accepts any other name.
     """
     found: dict[str, inspect.Parameter] = {}
-    filled = False  # a class that passes *args on may fill its base's parameters by position
-    sources = [component]
-    if inspect.isclass(component):
-        sources = [vars(cls)["__init__"] for cls in component.__mro__ if "__init__" in vars(cls)]
-    for source in sources:
+    is_class = inspect.isclass(component)
+    constructors = [component]
+    if is_class:
+        constructors = [vars(c)["__init__"] for c in component.__mro__ if "__init__" in vars(c)]
+    passes_positional = False  # a class that passes *args on may fill its base's parameters
+    for constructor in constructors:
         try:
-            signature = inspect.signature(source)
-        except ValueError:
+            signature = list(inspect.signature(constructor).parameters.values())
+        except ValueError:  # implemented in C without a signature
             return found, True
-        kinds = {p.kind for p in signature.parameters.values()}
-        for name, parameter in list(signature.parameters.items())[inspect.isclass(component) :]:  # without `self`
+        own = signature[1:] if is_class else signature
+        for parameter in own:
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                found.setdefault(name, parameter.replace(default=None) if filled else parameter)
-        filled = filled or inspect.Parameter.VAR_POSITIONAL in kinds
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
+                known = parameter.replace(default=None) if passes_positional else parameter
+                found.setdefault(parameter.name, known)
+        kinds = {parameter.kind for parameter in signature}
+        passes_positional = passes_positional or inspect.Parameter.VAR_POSITIONAL in kinds
+        if inspect.Parameter.VAR_KEYWORD not in kinds or constructor is object.__init__:
             return found, False
-        if source is object.__init__:
-            return found, False
-    return found, not inspect.isclass(component)
+    return found, not is_class
 
 
-def check(registry: ComponentRegistry, cfg: Any, *, where: str = "", derived: tuple[str, ...] = ()) -> Any:
-    """Verifies the type and the option names of `cfg` without building it -> the class or function of that name.
+def check(
+    registry: ComponentRegistry,
+    cfg: Any,
+    *,
+    where: str = "",
+    derived: tuple[str, ...] = (),
+) -> Any:
+    """Check the type and the option names of a component's config without building it.
 
-    `derived` names what the builder passes itself. Raises ConfigError with `where` (such as `model.backbone`).
+    Args:
+        registry: The registry of its kind.
+        cfg: dict(type=..., option=...).
+        where: Its place in the config, such as "model.backbone"; begins every message.
+        derived: Options that the builder passes and that a config may not set.
+
+    Returns:
+        The registered class or function.
+
+    Raises:
+        ConfigError: For an unknown type or option, a derived or a missing option.
     """
+    place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping) or "type" not in cfg:
-        raise ConfigError(f"{_locate(where)}a {registry.name} is a dict with a 'type', got {cfg!r}.")
+        raise ConfigError(f"{place}a {registry.name} must be a dict with a 'type', got {cfg!r}.")
+    name = cfg["type"]
     try:
-        component = registry.get(cfg["type"])
+        component = registry.get(name)
     except ConfigError as error:
-        raise ConfigError(f"{_locate(where + '.type' if where else '')}{error}") from None
-    known, open_ended = parameters(component)
+        place = f"{where}.type: " if where else ""
+        raise ConfigError(f"{place}{error}") from None
+    known, accepts_any = parameters(component)
     for key in cfg:
         if key == "type":
             continue
         if key in derived:
-            raise ConfigError(f"{_locate(where)}{key!r} is derived from the other parts; remove it from the config.")
-        if key not in known and not open_ended:
-            valid = [name for name in known if name not in derived]
-            raise ConfigError(f"{_locate(where)}{cfg['type']} has no option {key!r}{nearest(key, valid)}")
-    empty = inspect.Parameter.empty
-    for name, parameter in known.items():
-        if parameter.default is empty and name not in cfg and name not in derived:
-            raise ConfigError(f"{_locate(where)}{cfg['type']} needs the option {name!r}.")
+            raise ConfigError(
+                f"{place}{key!r} follows from the other parts; remove it from the config."
+            )
+        if key not in known and not accepts_any:
+            valid = [option for option in known if option not in derived]
+            raise ConfigError(f"{place}{name} has no option {key!r}{nearest(key, valid)}")
+    for option, parameter in known.items():
+        required = parameter.default is inspect.Parameter.empty
+        if required and option not in cfg and option not in derived:
+            raise ConfigError(f"{place}{name} needs the option {option!r}.")
     return component
 
 
-def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived) -> Any:
-    """Builds `dict(type=..., option=...)`, with the values in `derived` that the caller knows from the other parts.
+def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: Any) -> Any:
+    """Build a component from its config.
 
-    An object that is no dict is taken as built already. A ValueError of a constructor becomes a ConfigError that
-    begins with `where`, the place in the config.
+    Args:
+        registry: The registry of its kind.
+        cfg: dict(type=..., option=...). Any other object counts as built already.
+        where: Its place in the config, such as "model.backbone"; begins every message.
+        derived: Constructor arguments that follow from the other parts.
+
+    Raises:
+        ConfigError: For a mistake in `cfg`; a ValueError of the constructor becomes one.
     """
+    place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping):
         if isinstance(cfg, (str, int, float, list, tuple, type(None))):
-            raise ConfigError(f"{_locate(where)}a {registry.name} is a dict with a 'type', got {cfg!r}.")
+            raise ConfigError(
+                f"{place}a {registry.name} must be a dict with a 'type', got {cfg!r}."
+            )
         return cfg
     component = check(registry, cfg, where=where, derived=tuple(derived))
     options = {key: value for key, value in cfg.items() if key != "type"}
@@ -130,4 +167,4 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived) 
     except ValueError as error:
         if isinstance(error, ConfigError) and where and str(error).startswith(where):
             raise
-        raise ConfigError(f"{_locate(where)}{error}") from error
+        raise ConfigError(f"{place}{error}") from error

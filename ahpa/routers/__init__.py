@@ -1,7 +1,17 @@
-"""Floor 1: routers weigh the levels of a prior into one target."""
+"""Routers: how the levels of a prior are weighed into one target (AHPA, section 4)."""
 
 from . import encodings, learned, partition, static
-from .base import GroupedRouter, entropies
-from .grouping import resolve_groups
+from .base import GroupedRouter, LearnedRouter, entropies
+from .grouping import Groups, resolve_groups
 
-__all__ = ["GroupedRouter", "encodings", "entropies", "learned", "partition", "resolve_groups", "static"]
+__all__ = [
+    "GroupedRouter",
+    "Groups",
+    "LearnedRouter",
+    "encodings",
+    "entropies",
+    "learned",
+    "partition",
+    "resolve_groups",
+    "static",
+]

@@ -1,162 +1,204 @@
-"""What all routers share: resize the levels, weigh them in a group (AHPA eq. 3), scale and concatenate the groups (eq. 4).
+"""Bases of all routers: levels are weighed within groups (AHPA, eq. 3), and the groups are scaled
+and concatenated (eq. 4). A subclass says only how the weights come about."""
 
-A subclass says only how the weights come about: `weights` (B batch, L levels of a group, G groups, D content width, and
-t = 1 is noise). A learned one inherits from `LearnedRouter` and gives `logits`.
-
-Precision: weights are float32, under autocast too. Features keep the prior's dtype through the resizing and enter the
-weighted sum as float32, so the target is float32. They carry no gradient; the router's comes through its weights.
-"""
-
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..registry import nearest
-from ..registry.contracts import Features, LevelSpec, Router
-from ..registry.numerics import entropy, full_precision
-from .grouping import resolve_groups
+from ..registry import ConfigError, nearest
+from ..registry.contracts import Features, Geometry, LevelSpec, Router
+from ..registry.numerics import entropy
+from ..registry.precision import full_precision
+from ..registry.validation import choice
+from .grouping import Groups, resolve_groups
+from .mixing import RESIZES, resize_to, weighted_sum
 
-RESIZES = ("bilinear", "adaptive")  # AHPA Appendix A says bilinear, its section 4.2 adaptive pooling
 BETAS = ("softmax", "sigmoid")
 
 
-def check_choice(name: str, value, valid: tuple[str, ...]) -> str:
-    if value not in valid:
-        raise ValueError(f"{name}={value!r} is unknown{nearest(value, valid)}")
-    return value
-
-
-def check_count(name: str, value, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return value
-
-
 def entropies(intra: Mapping[str, Tensor], inter: Tensor) -> dict[str, Tensor]:
-    """{'inter': H of the betas, 'intra_<group>': H of that group's alphas}, scalars in nats, differentiable.
+    """Return the mean entropies of a router's weights in nats; differentiable.
 
-    A router that has collapsed onto one level a group has all at 0; uniform weights give log of the count.
+    All are 0 for a router that has collapsed onto one level of each group and onto one group;
+    uniform weights over n entries give log n.
+
+    Args:
+        intra: {group: alphas [B, L]}.
+        inter: Betas [B, G].
+
+    Returns:
+        {"inter": entropy of the betas, "intra_<group>": entropy of that group's alphas}, 0-d.
     """
-    return {"inter": entropy(inter).mean()} | {
-        f"intra_{group}": entropy(alpha).mean() for group, alpha in intra.items()
-    }
-
-
-def resize_to(x: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-    """[B, C, H, W] -> [B, C, h, w] by bilinear interpolation (no antialias) or averaging; as it is if of that size."""
-    if tuple(x.shape[-2:]) == grid:
-        return x
-    if mode == "adaptive":
-        return F.adaptive_avg_pool2d(x, grid)
-    return F.interpolate(x, size=grid, mode="bilinear", align_corners=False, antialias=False)
-
-
-def weighted_sum(levels: list[Tensor], scale_BL: Tensor, width: int) -> Tensor:
-    """AHPA eq. 3 over one group: levels [B, C_l, h, w] -> [B, width, h, w] in float32; levels of equal channels are summed
-    before they are widened, and half-precision features are never copied as a whole."""
-    sums: dict[int, Tensor] = {}
-    for x, scale_B in zip(levels, scale_BL.unbind(1), strict=True):
-        total, scale = sums.get(x.shape[1]), scale_B[:, None, None, None]
-        sums[x.shape[1]] = x * scale if total is None else torch.addcmul(total, x, scale)
-    first, *others = (widen(total, width) for total in sums.values())
-    return sum(others, first)
-
-
-def widen(x: Tensor, width: int) -> Tensor:
-    """[B, C, h, w] -> [B, width, h, w]: zero channels behind the C given, times sqrt(width / C), so that the root mean
-    square over all channels stays; as it is where C = width [ours: nothing is learned, a learned map would collapse]."""
-    channels = x.shape[1]
-    return x if channels == width else F.pad((width / channels) ** 0.5 * x, (0, 0, 0, 0, 0, width - channels))
+    found = {"inter": entropy(inter).mean()}
+    for group, alpha in intra.items():
+        found[f"intra_{group}"] = entropy(alpha).mean()
+    return found
 
 
 class GroupedRouter(Router):
-    """Base of all routers here: groups of levels, each a weighted sum, side by side in the target's channels.
+    """Base of all routers: groups of levels, each a weighted sum, side by side in the channels.
 
-    spec, grid (h, w) and content_dim D are derived by the caller. groups: see `resolve_groups`. prefix: vector levels
-    [B, C] that become the target's first tokens, unweighted; their C must be `out_dim`. resize: 'bilinear' or
-    'adaptive'. pad: whether levels of one group may differ in channels (see `widen`) [ours]. Attributes: `groups`
-    {group: level names}, `channels` {group: C of its widest level}, `out_dim` = their sum, `used_levels` in the prior's
-    order, prefix included.
+    Weights are float32, under autocast too. Features keep the prior's dtype while they are resized
+    and enter the weighted sum as float32, so the target is float32. Features carry no gradient;
+    the router is trained through its weights.
+
+    Args:
+        levels: The prior's levels, shallow -> deep.
+        geometry: Sizes of the model; the target lies on its token grid.
+        groups: Which levels form which group; see `resolve_groups`.
+        prefix: Vector levels [B, C] that become the target's first tokens, unweighted. Their C
+            must equal `out_dim`.
+        resize: How maps are brought to the token grid, "bilinear" or "adaptive".
+        pad: Whether levels of one group may differ in channels; narrower ones are zero-padded
+            (see `mixing.widen`) [ours].
+
+    Attributes:
+        channels: {group: channels of its widest level}; `out_dim` is their sum.
+
+    Raises:
+        ConfigError: If the groups, the prefix or an option do not fit the prior.
     """
 
     def __init__(
         self,
         *,
-        spec: Mapping[str, LevelSpec],
-        grid: tuple[int, int],
-        content_dim: int,
-        groups="4/4",
-        prefix=(),
+        levels: Mapping[str, LevelSpec],
+        geometry: Geometry,
+        groups: Groups = "4/4",
+        prefix: str | Sequence[str] = (),
         resize: str = "bilinear",
         pad: bool = False,
-    ):
-        super().__init__()
-        self.groups = resolve_groups(groups, spec, mixed=pad)
-        self.channels = {group: max(spec[name].channels for name in names) for group, names in self.groups.items()}
+    ) -> None:
+        super().__init__(levels=levels, geometry=geometry)
+        self.groups = resolve_groups(groups, levels, mixed=pad)
+        self.channels = {
+            group: max(levels[name].channels for name in names)
+            for group, names in self.groups.items()
+        }
         self.out_dim = sum(self.channels.values())
-        self.grid, self.content_dim = tuple(grid), content_dim
-        self.resize = check_choice("resize", resize, RESIZES)
-        self.prefix = self._check_prefix((prefix,) if isinstance(prefix, str) else tuple(prefix), spec)
+        self.grid = geometry.grid
+        self.content_dim = geometry.width
+        self.resize = choice("resize", resize, RESIZES)
+        self.prefix = (prefix,) if isinstance(prefix, str) else tuple(prefix)
+        self._check_prefix()
         used = set(self.prefix).union(*self.groups.values())
-        self.used_levels = tuple(name for name in spec if name in used)
+        self.used_levels = tuple(name for name in levels if name in used)
 
-    def _check_prefix(self, prefix, spec) -> tuple[str, ...]:
-        for name in prefix:
-            if name not in spec:
-                raise ValueError(f"prefix: the prior has no level {name!r}{nearest(name, spec)}")
-            channels, stride = spec[name]
-            if stride:
-                raise ValueError(f"prefix: level {name!r} is a map of features; only a vector [B, C] can be a token.")
-            if channels != self.out_dim:
-                raise ValueError(f"prefix: {name!r} has {channels} channels, the groups' target has {self.out_dim}.")
-        return prefix
+    def _check_prefix(self) -> None:
+        for name in self.prefix:
+            if name not in self.levels:
+                hint = nearest(name, self.levels)
+                raise ConfigError(f"prefix: the prior has no level {name!r}{hint}")
+            level = self.levels[name]
+            if not level.is_vector:
+                raise ConfigError(
+                    f"prefix: level {name!r} is not a vector; only a vector [B, C] can be a token."
+                )
+            if level.channels != self.out_dim:
+                raise ConfigError(
+                    f"prefix: level {name!r} has {level.channels} channels, but the groups' "
+                    f"target has {self.out_dim}."
+                )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{group}=[{', '.join(names)}]" for group, names in self.groups.items())
-
-    def forward(self, features: Features, t: Tensor, content: Tensor | None = None) -> Tensor:
-        """features {level: [B, C, H, W] or [B, C]}, t [B], content [B, N, D] -> float32 target [B, P+N, out_dim]."""
-        return self.mix(features, *self.weights(t, content))
+        """List the groups for the printed form of the module."""
+        shown = [f"{group}=[{', '.join(names)}]" for group, names in self.groups.items()]
+        return ", ".join(shown)
 
     def mix(self, features: Features, intra: Mapping[str, Tensor], inter: Tensor) -> Tensor:
-        """The target [B, P+N, out_dim] for given weights, as `weights` returns them."""
+        """Mix the levels into the target (AHPA, eq. 3 and 4).
+
+        Args:
+            features: {level: [B, C, H, W] or [B, C]}, at least the `used_levels`.
+            intra: {group: alphas [B, L]}.
+            inter: Betas [B, G].
+
+        Returns:
+            The target [B, P+N, out_dim], float32.
+
+        Raises:
+            ValueError: If a level is missing.
+        """
         missing = [name for name in self.used_levels if name not in features]
         if missing:
-            raise ValueError(f"the prior gave no level {missing[0]!r}{nearest(missing[0], features)}")
+            hint = nearest(missing[0], features)
+            raise ValueError(f"the prior gave no level {missing[0]!r}{hint}")
         with full_precision(inter.device):
-            grouped = set().union(*self.groups.values())  # a level of several groups is resized once
+            grouped = set().union(*self.groups.values())  # a level of two groups is resized once
             resized = {name: resize_to(features[name], self.grid, self.resize) for name in grouped}
             parts = []
             for column, (group, names) in enumerate(self.groups.items()):
-                scale_BL = inter[:, column : column + 1] * intra[group]  # eq. 4's beta goes into eq. 3's alpha: linear
-                parts.append(weighted_sum([resized[name] for name in names], scale_BL, self.channels[group]))
-            target = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)  # AHPA eq. 4: [B, C, h, w] -> [B, N, C]
+                # Eq. 4's beta is moved into eq. 3's alphas; the sum is linear.
+                scales = inter[:, column : column + 1] * intra[group]  # [B, L]
+                members = [resized[name] for name in names]
+                parts.append(weighted_sum(members, scales, self.channels[group]))
+            target = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)  # [B, N, C]
             if self.prefix:
-                first = torch.stack([features[name].float() for name in self.prefix], dim=1)  # [B, P, C]
+                vectors = [features[name].float() for name in self.prefix]
+                first = torch.stack(vectors, dim=1)  # [B, P, C]
                 target = torch.cat([first, target], dim=1)
         return target
 
 
 class LearnedRouter(GroupedRouter):
-    """Base of the learned routers: `logits` of all alphas and betas, softmax in each group.
+    """Base of the learned routers: one logit for each alpha and beta, softmax within each group.
 
-    beta: 'softmax' over the groups, or 'sigmoid', each group by itself (the paper says "scaling factors" only).
+    Args:
+        levels: The prior's levels, shallow -> deep.
+        geometry: Sizes of the model.
+        groups: Which levels form which group; see `resolve_groups`.
+        prefix: Vector levels that become the target's first tokens.
+        resize: "bilinear" or "adaptive".
+        pad: Whether levels of one group may differ in channels.
+        beta: "softmax" over the groups, or "sigmoid", each group by itself. The paper says
+            "scaling factors" only.
+
+    Attributes:
+        sizes: Number of logits of each group's alphas, then of the betas; `outputs` is their sum.
     """
 
-    def __init__(self, *, beta: str = "softmax", **options):
-        super().__init__(**options)
-        self.beta = check_choice("beta", beta, BETAS)
-        self.sizes = [len(names) for names in self.groups.values()] + [len(self.groups)]
+    def __init__(
+        self,
+        *,
+        levels: Mapping[str, LevelSpec],
+        geometry: Geometry,
+        groups: Groups = "4/4",
+        prefix: str | Sequence[str] = (),
+        resize: str = "bilinear",
+        pad: bool = False,
+        beta: str = "softmax",
+    ) -> None:
+        super().__init__(
+            levels=levels,
+            geometry=geometry,
+            groups=groups,
+            prefix=prefix,
+            resize=resize,
+            pad=pad,
+        )
+        self.beta = choice("beta", beta, BETAS)
+        alphas = [len(names) for names in self.groups.values()]
+        self.sizes = [*alphas, len(self.groups)]
         self.outputs = sum(self.sizes)
 
+    @abstractmethod
     def logits(self, t: Tensor, content: Tensor | None) -> Tensor:
-        """t [B] float32 -> [B, outputs]: each group's alphas in order, then the betas; autocast is off here."""
-        raise TypeError(f"{type(self).__name__} must define logits(t, content)")
+        """Return the logits [B, outputs]: each group's alphas in order, then the betas.
+
+        Args:
+            t: Times [B], float32. Autocast is off here.
+            content: Grid tokens [B, N, D], or None.
+        """
 
     def weights(self, t: Tensor, content: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return ({group: alphas [B, L]}, betas [B, G]), float32; see `logits`."""
         with full_precision(t.device):
-            *alphas, beta = self.logits(t.float(), content).float().split(self.sizes, dim=-1)
-            intra = {group: alpha.softmax(-1) for group, alpha in zip(self.groups, alphas, strict=True)}
-            return intra, beta.softmax(-1) if self.beta == "softmax" else beta.sigmoid()
+            logits = self.logits(t.float(), content).float()
+            *alphas, beta = logits.split(self.sizes, dim=-1)
+            intra = {
+                group: alpha.softmax(-1) for group, alpha in zip(self.groups, alphas, strict=True)
+            }
+            inter = beta.softmax(-1) if self.beta == "softmax" else beta.sigmoid()
+        return intra, inter

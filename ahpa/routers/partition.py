@@ -1,64 +1,98 @@
-"""A learned partition: which level belongs to which group is learned too, instead of the paper's fixed boundaries.
+"""A learned partition: which level belongs to which group is learned too.
 
-[ours] AHPA's Appendix J names fixed boundaries and a fixed number of groups as limits and defines nothing in their place.
+[ours] AHPA's Appendix J names the fixed boundaries and the fixed number of groups as limits and
+defines no alternative.
 """
 
-import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..registry import ROUTERS
+from ..registry.contracts import Geometry, LevelSpec
+from ..registry.validation import number, positive
 from .base import LearnedRouter
-from .grouping import resolve_groups
-from .learned import build_encoding, make_mlp
+from .grouping import Groups, resolve_groups
+from .learned import Encoding, build_encoding, make_mlp
 
 
 @ROUTERS.register_module()
 class PartitionRouter(LearnedRouter):
-    """Every group weighs all levels, each as far as it belongs to the group, which is learned [ours].
+    """Every group weighs all levels, each in proportion to its learned membership [ours].
 
-    M_lg = softmax over groups of (membership_logits_lg / temperature): level l belongs to the G groups with shares that
-    sum to 1, at every t alike. An MLP of t, as in `MLPRouter`, gives one score s_l(t) a level and one beta a group:
-    alpha_gl(t) = M_lg exp(s_l(t)) / sum over l' of M_l'g exp(s_l'(t)). With shares of 0 and 1 this is `MLPRouter`.
+    The membership M_lg = softmax over groups of (membership_logits_lg / temperature): level l
+    belongs to the G groups with shares that sum to 1, the same at every t. An MLP of t, as in
+    `MLPRouter`, gives one score s_l(t) for each level and one beta for each group:
 
-    groups: where the partition starts, in any form and number; all levels that it names take part. start: lead of a
-        level's own groups in the logits (2: a share of .71 in one of four groups; 0: all groups alike).
-    temperature: above 0; lower makes shares sharper and faster to learn. pad: levels of fewer channels are widened.
+        alpha_gl(t) = M_lg exp(s_l(t)) / sum over l' of M_l'g exp(s_l'(t))
+
+    With shares of 0 and 1 this is `MLPRouter`.
+
+    Args:
+        levels: The prior's levels, shallow -> deep.
+        geometry: Sizes of the model.
+        groups: The initial partition in any form (see `resolve_groups`); all levels that it names
+            take part.
+        prefix: Vector levels that become the target's first tokens.
+        resize: "bilinear" or "adaptive".
+        pad: Whether levels may differ in channels; narrower ones are zero-padded.
+        beta: "softmax" or "sigmoid"; see `LearnedRouter`.
+        start: Lead of a level's initial groups in the logits, at least 0. 2 gives a share of .71
+            in one of four groups, 0 makes all groups alike.
+        temperature: Above 0; a lower one makes shares sharper and learns them faster.
+        encoding: Config of the time encoding; `LinearEncoding` of width 128 by default.
+        hidden_dim: Width of the MLP's inner layers.
+        depth: Number of linear layers of the MLP.
+        zero_init: Whether to start from equal scores and betas.
     """
 
     def __init__(
         self,
         *,
-        spec,
-        groups="G1+G2+G3+G4",
+        levels: Mapping[str, LevelSpec],
+        geometry: Geometry,
+        groups: Groups = "G1+G2+G3+G4",
+        prefix: str | Sequence[str] = (),
+        resize: str = "bilinear",
+        pad: bool = True,
+        beta: str = "softmax",
         start: float = 2.0,
         temperature: float = 1.0,
-        encoding=None,
+        encoding: Encoding = None,
         hidden_dim: int = 256,
         depth: int = 4,
         zero_init: bool = False,
-        pad: bool = True,
-        **options,
-    ):
-        begin = resolve_groups(groups, spec, mixed=pad)
-        pool = tuple(name for name in spec if any(name in names for names in begin.values()))
-        super().__init__(spec=spec, groups=dict.fromkeys(begin, pool), pad=pad, **options)
-        if not isinstance(start, int | float) or not 0 <= start < math.inf:
-            raise ValueError(f"start: must be a number of at least 0, got {start!r}.")
-        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: must be a number above 0, got {temperature!r}.")
-        self.temperature = float(temperature)
-        own = torch.tensor([[float(name in names) for names in begin.values()] for name in pool])
-        self.membership_logits = nn.Parameter(start * own)  # [L, G]
+    ) -> None:
+        initial = resolve_groups(groups, levels, mixed=pad)
+        named = set().union(*initial.values())
+        pool = tuple(name for name in levels if name in named)
+        super().__init__(
+            levels=levels,
+            geometry=geometry,
+            groups=dict.fromkeys(initial, pool),
+            prefix=prefix,
+            resize=resize,
+            pad=pad,
+            beta=beta,
+        )
+        lead = number("start", start, least=0)
+        self.temperature = positive("temperature", temperature)
+        member = [[float(name in names) for names in initial.values()] for name in pool]
+        self.membership_logits = nn.Parameter(lead * torch.tensor(member))  # [L, G]
         self.encoding = build_encoding(encoding)
-        self.mlp = make_mlp(self.encoding.dim, hidden_dim, len(pool) + len(begin), depth, zero_init=zero_init)
+        outputs = len(pool) + len(initial)
+        self.mlp = make_mlp(self.encoding.dim, hidden_dim, outputs, depth, zero_init=zero_init)
 
     def logits(self, t: Tensor, content: Tensor | None) -> Tensor:
-        scores_BL, beta_BG = self.mlp(self.encoding(t)).tensor_split([len(self.membership_logits)], dim=-1)
-        log_share_GL = (self.membership_logits / self.temperature).log_softmax(-1).T
-        return torch.cat([*(scores_BL + share_L for share_L in log_share_GL), beta_BG], dim=-1)
+        """Return the logits [B, G L + G]: s_l(t) + log M_lg group by group, then the betas."""
+        count = len(self.membership_logits)
+        scores, betas = self.mlp(self.encoding(t)).tensor_split([count], dim=-1)
+        log_shares = (self.membership_logits / self.temperature).log_softmax(-1).T  # [G, L]
+        alphas = [scores + log_share for log_share in log_shares]
+        return torch.cat([*alphas, betas], dim=-1)
 
     def membership(self) -> dict[str, Tensor]:
-        shares_LG = (self.membership_logits / self.temperature).softmax(-1)
-        return dict(zip(self.groups, shares_LG.unbind(-1), strict=True))
+        """Return {group: [L], the share of each level that belongs to it}."""
+        shares = (self.membership_logits / self.temperature).softmax(-1)  # [L, G]
+        return dict(zip(self.groups, shares.unbind(-1), strict=True))

@@ -1,57 +1,102 @@
-"""Routers without parameters: uniform weights, and the paper's hand-made hand-overs from mid to deep (Table D.15)."""
+"""Routers without parameters: uniform weights, and the paper's heuristics that hand over from the
+mid to the deep levels (AHPA, Table D.15)."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..registry import ROUTERS
+from ..registry import ROUTERS, ConfigError
+from ..registry.contracts import Geometry, LevelSpec
+from ..registry.validation import number
 from .base import GroupedRouter
+from .grouping import Groups
 
 
 @ROUTERS.register_module()
 class StaticRouter(GroupedRouter):
-    """The same weights at every t: alpha = 1/L in each group, beta = 1/G (AHPA Tables 1, 2 and D.15).
+    """The same weights at every t: alpha = 1/L in each group, beta = 1/G (AHPA, Tables 1, 2, D.15).
 
-    With one group of one level it passes that level on as it is, as REPA and most other methods need.
+    With one group of one level it passes that level on unchanged, as REPA and most other methods
+    need it. See `GroupedRouter` for the options.
     """
 
     def inter(self, t: Tensor) -> Tensor:
-        """t [B] float32 -> the groups' betas [B, G]."""
-        return torch.full((len(t), len(self.groups)), 1 / len(self.groups), device=t.device)
+        """Return the groups' betas [B, G] for times [B], float32."""
+        count = len(self.groups)
+        return torch.full((len(t), count), 1 / count, device=t.device)
 
     def weights(self, t: Tensor, content: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        sizes = {group: len(names) for group, names in self.groups.items()}
-        intra = {group: torch.full((len(t), size), 1 / size, device=t.device) for group, size in sizes.items()}
+        """Return ({group: uniform alphas [B, L]}, betas [B, G]), float32."""
+        intra = {}
+        for group, names in self.groups.items():
+            size = len(names)
+            intra[group] = torch.full((len(t), size), 1 / size, device=t.device)
         return intra, self.inter(t.float())
 
 
 class HandOver(StaticRouter):
-    """Base of the heuristics: beta_deep = `share(t)`, beta_mid = 1 - beta_deep, alphas uniform."""
+    """Base of the heuristics: beta_deep = `share(t)`, beta_mid = 1 - beta_deep, alphas uniform.
 
-    def __init__(self, **options):
-        super().__init__(**options)
+    Args:
+        levels: The prior's levels, shallow -> deep.
+        geometry: Sizes of the model.
+        groups: A form that gives the two groups "mid" and "deep"; see `resolve_groups`.
+        prefix: Vector levels that become the target's first tokens.
+        resize: "bilinear" or "adaptive".
+        pad: Whether levels of one group may differ in channels.
+
+    Raises:
+        ConfigError: If the groups are not exactly "mid" and "deep".
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: Mapping[str, LevelSpec],
+        geometry: Geometry,
+        groups: Groups = "4/4",
+        prefix: str | Sequence[str] = (),
+        resize: str = "bilinear",
+        pad: bool = False,
+    ) -> None:
+        super().__init__(
+            levels=levels,
+            geometry=geometry,
+            groups=groups,
+            prefix=prefix,
+            resize=resize,
+            pad=pad,
+        )
         if sorted(self.groups) != ["deep", "mid"]:
-            raise ValueError(
-                f"{type(self).__name__} hands over from a group 'mid' to a group 'deep' and needs exactly these two, "
-                f"as groups='4/4' or 'G3+G4' gives them; got {', '.join(self.groups)}."
+            raise ConfigError(
+                f"groups: {type(self).__name__} hands over from a group 'mid' to a group 'deep' "
+                "and needs exactly these two, as groups='4/4' or 'G3+G4' gives them; "
+                f"got {', '.join(self.groups)}."
             )
 
+    @abstractmethod
     def share(self, t: Tensor) -> Tensor:
-        """t [B] -> beta_deep [B] in [0, 1]."""
-        raise TypeError(f"{type(self).__name__} must define share(t)")
+        """Return beta_deep [B] in [0, 1] for times [B], float32."""
 
     def inter(self, t: Tensor) -> Tensor:
+        """Return the groups' betas [B, G] for times [B], float32."""
         deep = self.share(t)
-        return torch.stack([deep if group == "deep" else 1 - deep for group in self.groups], dim=-1)
+        betas = [deep if group == "deep" else 1 - deep for group in self.groups]
+        return torch.stack(betas, dim=-1)
 
 
 @ROUTERS.register_module()
 class LinearRouter(HandOver):
-    """Linear heuristic: beta_deep = t, beta_mid = 1 - t, so the deep levels guide at high noise (AHPA Table D.15).
+    """Linear heuristic: beta_deep = t, beta_mid = 1 - t (AHPA, Table D.15).
 
-    The paper names the heuristic without its formula; the direction is inferred.
+    The paper names the heuristic without its formula; the direction (deep levels at high noise) is
+    inferred. See `GroupedRouter` for the options.
     """
 
     def share(self, t: Tensor) -> Tensor:
+        """Return beta_deep = t."""
         return t
 
 
@@ -59,13 +104,43 @@ class LinearRouter(HandOver):
 class SigmoidRouter(HandOver):
     """S-shaped heuristic: beta_deep = sigmoid(slope (t - midpoint)), beta_mid = 1 - beta_deep.
 
-    Not in the paper: it interpolates between `LinearRouter` and a hard switch. A negative slope hands over the other
-    way.
+    [ours] It interpolates between `LinearRouter` and a hard switch. A negative slope hands over in
+    the other direction.
+
+    Args:
+        levels: The prior's levels, shallow -> deep.
+        geometry: Sizes of the model.
+        groups: A form that gives the two groups "mid" and "deep"; see `resolve_groups`.
+        prefix: Vector levels that become the target's first tokens.
+        resize: "bilinear" or "adaptive".
+        pad: Whether levels of one group may differ in channels.
+        midpoint: The time t at which both betas are 1/2.
+        slope: Steepness at the midpoint.
     """
 
-    def __init__(self, *, midpoint: float = 0.5, slope: float = 10.0, **options):
-        super().__init__(**options)
-        self.midpoint, self.slope = float(midpoint), float(slope)
+    def __init__(
+        self,
+        *,
+        levels: Mapping[str, LevelSpec],
+        geometry: Geometry,
+        groups: Groups = "4/4",
+        prefix: str | Sequence[str] = (),
+        resize: str = "bilinear",
+        pad: bool = False,
+        midpoint: float = 0.5,
+        slope: float = 10.0,
+    ) -> None:
+        super().__init__(
+            levels=levels,
+            geometry=geometry,
+            groups=groups,
+            prefix=prefix,
+            resize=resize,
+            pad=pad,
+        )
+        self.midpoint = number("midpoint", midpoint)
+        self.slope = number("slope", slope)
 
     def share(self, t: Tensor) -> Tensor:
+        """Return beta_deep = sigmoid(slope (t - midpoint))."""
         return torch.sigmoid(self.slope * (t - self.midpoint))

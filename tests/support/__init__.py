@@ -1,1 +1,1 @@
-"""Helpers of the tests: tiny runs in processes of their own, and components that misbehave on demand."""
+"""Helpers of the tests: tiny runs and models, and components that misbehave on demand."""

@@ -1,4 +1,5 @@
-"""A hub of one's own: a folder served with the headers that huggingface_hub asks for, on this machine's loopback."""
+"""A hub of one's own: a folder served on this machine's loopback, with the headers that
+huggingface_hub asks for."""
 
 import hashlib
 import threading
@@ -11,7 +12,7 @@ COMMIT = "c" * 40
 
 @contextmanager
 def serving(folder: Path):
-    """Serves folder/OWNER/NAME/... as the repository OWNER/NAME -> (the endpoint's address, the list of requests)."""
+    """Serve folder/OWNER/NAME/... as the repository OWNER/NAME -> (address, list of requests)."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -28,9 +29,15 @@ def serving(folder: Path):
             if self.path == "/":
                 return self.reply(200, {}, b"")
             if not (folder / repository).is_dir():
-                return self.reply(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"}, b"")
+                return self.reply(
+                    401,
+                    {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"},
+                    b"",
+                )
             if not file.is_file():
-                return self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b"")
+                return self.reply(
+                    404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+                )
             data = file.read_bytes()
             etag = f'"{hashlib.sha256(data).hexdigest()}"'
             self.reply(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, data, body)

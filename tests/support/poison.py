@@ -1,4 +1,7 @@
-"""A flow loss that is not finite when told so: in the loss or only in a gradient, on one process or on all."""
+"""A flow loss that is not finite on request: in the loss or only in a gradient, on one process or
+on all."""
+
+from dataclasses import replace
 
 import torch
 
@@ -20,16 +23,20 @@ class BadGradient(torch.autograd.Function):
 
 @FLOW_LOSSES.register_module()
 class PoisonFlowLoss(FlowMatchingLoss):
-    """Flow matching that yields NaN (or an infinite gradient) at the iterations `at`, on the process `rank`."""
+    """Flow matching that is NaN (or has an infinite gradient) at the iterations `at` of `rank`."""
 
-    def __init__(self, *, at=(), kind="nan", rank=0):
-        super().__init__()
-        self.at, self.kind, self.rank = tuple(at), kind, rank
+    def __init__(self, *, geometry, flow, at=(), kind="nan", rank=0):
+        super().__init__(geometry=geometry, flow=flow)
+        self.at = tuple(at)
+        self.kind = kind
+        self.rank = rank
 
-    def forward(self, step):
-        losses = super().forward(step)
+    def forward(self, view):
+        losses = super().forward(view)
         here = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        if step.iteration in self.at and here == self.rank:
-            loss = losses["loss_flow"]
-            losses["loss_flow"] = BadGradient.apply(loss) if self.kind == "gradient" else loss * float(self.kind)
-        return losses
+        if view.progress.iteration not in self.at or here != self.rank:
+            return losses
+        first, *others = losses.terms
+        bad = self.kind == "gradient"
+        value = BadGradient.apply(first.value) if bad else first.value * float(self.kind)
+        return replace(losses, terms=(first._replace(value=value), *others))

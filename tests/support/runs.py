@@ -1,51 +1,112 @@
 """Tiny real runs of tools/train.py: the demo of a config, made smaller still."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from ahpa.cli.main import main as ahpa_command
 from ahpa.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    "model.backbone.depth=2", "model.backbone.hidden_size=32", "model.backbone.num_heads=2",
-    "train_dataloader.global_batch_size=4", "train_cfg.log_interval=1", "hooks.checkpoints.interval=3",
-    "hooks.samples.steps=2", "hooks.samples.rows=2", "hooks.samples.columns=2", "hooks.samples.interval=1000",
-]  # fmt: skip
+    "model.backbone.depth=2",
+    "model.backbone.hidden_size=32",
+    "model.backbone.num_heads=2",
+    "train_dataloader.global_batch_size=4",
+    "train_cfg.log_interval=1",
+    "checkpoints.interval=3",
+    "hooks.samples.steps=2",
+    "hooks.samples.rows=2",
+    "hooks.samples.columns=2",
+    "hooks.samples.interval=1000",
+]
 VOLATILE = ("time", "images_per_s")
 
 
 def environment(**extra):
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1", **extra}  # fmt: skip
+    own = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return {**os.environ, **own, **extra}
 
 
 def command(work_dir, *arguments, config="configs/ahpa_sit-b.py", iters=9, options=()):
-    return [sys.executable, "tools/train.py", config, "--demo", "--work-dir", str(work_dir), "--max-iters", str(iters),
-            *arguments, "--cfg-options", *TINY, *options]  # fmt: skip
+    own = ["--demo", "--work-dir", str(work_dir), "--max-iters", str(iters)]
+    more = [*arguments, "--cfg-options", *TINY, *options]
+    return [sys.executable, "tools/train.py", config, *own, *more]
 
 
-def train(work_dir, *arguments, check=True, **options):
-    """Runs to its end -> the finished process."""
-    done = subprocess.run(command(work_dir, *arguments, **options), capture_output=True, text=True, cwd=ROOT,
-                          env=environment(), timeout=300)  # fmt: skip
+def tool(name, *arguments, **extra):
+    """Run tools/<name>.py in a process of its own -> the finished process."""
+    whole = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
+    options = dict(capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return subprocess.run(whole, env=environment(**extra), **options)
+
+
+class Done(NamedTuple):
+    """What a command did, as a finished process would say it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(name, *arguments):
+    """Call the command `ahpa <name>` in this process, which is faster than a new one."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+    out, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(errors):
+        try:
+            code = ahpa_command([name, *map(str, arguments)])
+        except SystemExit as end:  # argparse
+            code = end.code
+        finally:
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
+    return Done(code, out.getvalue(), errors.getvalue())
+
+
+def sample(*arguments, check=True):
+    """Call `ahpa sample` in this process -> what it did."""
+    done = call("sample", *arguments)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def train(work_dir, *arguments, check=True, process=False, **options):
+    """Run to its end -> what it did; in a process of its own if asked to."""
+    whole = command(work_dir, *arguments, **options)
+    if process:
+        how = dict(capture_output=True, text=True, cwd=ROOT, timeout=300)
+        done = subprocess.run(whole, env=environment(), **how)
+    else:
+        config, *rest = whole[2:]
+        done = call("train", ROOT / config, *rest)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
 
 def start(work_dir, *arguments, **options):
-    """Starts a run and returns the process at once."""
-    return subprocess.Popen(command(work_dir, *arguments, **options), cwd=ROOT, env=environment(), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    """Start a run and return the process at once."""
+    whole = command(work_dir, *arguments, **options)
+    how = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(whole, cwd=ROOT, env=environment(), **how)
 
 
 def wait_for_iteration(work_dir, iteration, process, seconds=120):
-    """Returns when the log has reached `iteration`."""
+    """Return when the log has reached `iteration`."""
     end = time.time() + seconds
     while time.time() < end:
         if any(record["iteration"] >= iteration for record in scalars(work_dir)):

@@ -1,3 +1,3 @@
-"""TAEF2 for ahpa. Importing this package registers its components; the entry point in pyproject.toml does so by itself."""
+"""TAEF2 for ahpa. Importing this package registers its components, as its entry point does."""
 
-from . import autoencoder, prior  # noqa: F401
+from . import prior, tokenizer  # noqa: F401

@@ -1,0 +1,25 @@
+"""What the commands share: the parser, and printing a user's mistake as one line."""
+
+import argparse
+import os
+import sys
+
+from ..registry.errors import UserError
+
+
+def report_mistake(error: UserError | BrokenPipeError) -> int:
+    """Print a user's mistake as one line -> exit code 2; a reader that has gone is none -> 0."""
+    if isinstance(error, BrokenPipeError):  # of our output, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def make_parser(description: str, command: str) -> argparse.ArgumentParser:
+    """Make a parser whose help begins with a module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"ahpa {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -1,0 +1,85 @@
+"""Read published checkpoints, and write ours as such: ahpa import-weights --format repa IN OUT
+
+An imported file is sampled from by `ahpa sample`. Nothing in a file is executed; unknown keys are
+named and refused. --format diffusers reads and writes a pipeline folder (SiT and DiT) that
+DiffusionPipeline.from_pretrained loads.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..registry.errors import UserError
+from .common import make_parser, report_mistake
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser(__doc__ or "", "import-weights")
+    add = parser.add_argument
+    add("--format", required=True, help="sit, dit, repa, irepa, sra, reg, repa-t2i or diffusers")
+    add(
+        "source",
+        type=Path,
+        metavar="IN",
+        help="a published file (.pt, .pth, .safetensors) or folder; with --export one of ours",
+    )
+    add("target", type=Path, metavar="OUT", help="where the result is written")
+    add("--export", action="store_true", help="write our checkpoint in the published layout")
+    add("--weights", choices=("ema", "model"), default="ema", help="which, if a file has both")
+    add("--vae", metavar="ID_OR_PATH", help="autoencoder for samples; default the layout's own")
+    add("--num-heads", type=int, metavar="N", help="attention heads, for unpublished widths")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 2 for a user's mistake."""
+    try:
+        return run(arguments)
+    except (UserError, BrokenPipeError) as error:
+        return report_mistake(error)
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run the command. Raises UserError for a mistake."""
+    args = parse(arguments)
+    return export_weights(args) if args.export else import_weights(args)
+
+
+def export_weights(args: argparse.Namespace) -> int:
+    """Write one of our checkpoints in a published layout or as a diffusers folder."""
+    from ..interop import pipeline_folder, published
+
+    if args.format == "diffusers":
+        usage = pipeline_folder.write_pipeline(
+            args.source, args.target, weights=args.weights, vae=args.vae
+        )
+        print(f"pipeline folder: {args.target}\nload it: {usage}")
+    else:
+        count = published.export_weights(
+            args.source, args.target, layout=args.format, weights=args.weights
+        )
+        print(f"{count} tensors: {args.target}")
+    return 0
+
+
+def import_weights(args: argparse.Namespace) -> int:
+    """Read a published checkpoint or a diffusers folder into a checkpoint of ours."""
+    from ..interop import pipeline_folder, published
+
+    if args.format == "diffusers":
+        done = pipeline_folder.read_pipeline(args.source, args.target, vae=args.vae)
+    else:
+        done = published.import_weights(
+            args.source,
+            args.target,
+            layout=args.format,
+            weights=args.weights,
+            vae=args.vae,
+            num_heads=args.num_heads,
+        )
+    print(f"backbone: {done['backbone']}  resolution: {done['resolution']}")
+    if done["left_out"]:
+        print(f"left out: {', '.join(done['left_out'])}")
+    print(f"sample from it: python tools/sample.py {args.target} --num 8 --out samples.png")
+    return 0

@@ -1,0 +1,151 @@
+"""Draw samples: ahpa sample CHECKPOINT --num 64 --out samples.png
+
+Only the averaged backbone, the flow and the autoencoder are built; the config that comes with the
+weights is data and is not executed.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import config as configs
+from ..engine.inference import load_generator
+from ..engine.pictures import save_grid, save_npz, save_pngs
+from ..registry import UserError
+from ..registry.contracts import Conditioner
+from ..registry.precision import DTYPES
+from .common import make_parser, report_mistake
+
+MOST_COLUMNS = 16  # samples of one class that make a row of a grid
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser(__doc__ or "", "sample")
+    add = parser.add_argument
+    add("checkpoint", help="a checkpoint, a run's work dir, a published folder or a Hub id")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--demo", action="store_true", help="the bundled autoencoder")
+    source.add_argument("--vae", metavar="ID_OR_PATH", help="replaces the run's autoencoder")
+    add("--num", type=int, default=64, help="how many images")
+    wanted = parser.add_mutually_exclusive_group()
+    wanted.add_argument(
+        "--classes", nargs="+", type=int, metavar="K", help="class numbers, used in turn"
+    )
+    wanted.add_argument("--prompts", nargs="+", metavar="TEXT", help="texts, used in turn")
+    add("--sampler", help="such as euler, sde, ddpm (see ahpa list samplers); default the flow's")
+    add("--steps", type=int, default=250)
+    add("--cfg-scale", type=float, default=1.0, help="guidance; 1 is none")
+    add(
+        "--cfg-interval",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="range of t in which guidance applies",
+    )
+    add("--cfg-channels", type=int, metavar="N", help="guide the first N latent channels only")
+    add("--seed", type=int, default=0, help="sample i is a function of (seed, i)")
+    add("--batch", type=int, default=64)
+    add("--precision", default="fp32", choices=tuple(DTYPES))
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--config", help="import the custom components that this config names (trusted code)")
+    add("--out", default="samples.png", help="a .png (a grid), an .npz (ADM's format) or a folder")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 2 for a user's mistake."""
+    try:
+        return run(arguments)
+    except (UserError, BrokenPipeError) as error:
+        return report_mistake(error)
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run the command. Raises UserError for a mistake."""
+    args = parse(arguments)
+    out = Path(args.out)
+    if args.num < 1:
+        raise UserError(f"--num: must be at least 1, got {args.num}.")
+    if out.suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out: must end in .png or .npz, or be a folder; got {args.out!r}.")
+    if args.config:
+        configs.load(args.config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = load_generator(
+        args.checkpoint, tokenizer=tokenizer_config(args), device=device, weights=args.weights
+    )
+    wanted = wanted_conditions(args, generator.conditioner)
+    images = generator.batches(
+        wanted,
+        sampler=args.sampler,
+        steps=args.steps,
+        cfg_scale=args.cfg_scale,
+        cfg_interval=tuple(args.cfg_interval),
+        cfg_channels=args.cfg_channels,
+        seed=args.seed,
+        batch=args.batch,
+        precision=args.precision,
+        progress=True,
+    )
+    write_samples(images, wanted, out)
+    print(f"{args.num} samples: {out}")
+    return 0
+
+
+def tokenizer_config(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the tokenizer that --demo or --vae names; None for the run's own."""
+    source = "bundled" if args.demo else args.vae
+    return None if source is None else {"type": "KLAutoencoder", "source": source}
+
+
+def wanted_conditions(args: argparse.Namespace, conditioner: Conditioner) -> list[Any]:
+    """List the class or prompt of each sample: the requested ones in turn, then grouped.
+
+    Raises:
+        UserError: For classes if the model takes prompts, and the other way round.
+    """
+    takes = conditioner.takes
+    for option, given in (("classes", args.classes), ("prompts", args.prompts)):
+        if given and option != takes:
+            raise UserError(
+                f"--{option}: this checkpoint takes {takes}; give --{takes}, or neither."
+            )
+    kinds = args.classes or args.prompts or conditioner.all()
+    used = [kinds[i % len(kinds)] for i in range(args.num)]
+    return sorted(used, key=kinds.index) if takes == "prompts" else sorted(used)
+
+
+def write_samples(images: Iterable[Tensor], wanted: Sequence[Any], out: Path) -> None:
+    """Write batches of uint8 [b, 3, H, W] as a grid (.png), an archive (.npz) or a folder.
+
+    Args:
+        images: The batches.
+        wanted: Class or prompt of each sample; prompts are numbered, and their list is written too.
+        out: A path that ends in .png or .npz, or a folder.
+    """
+    kinds = list(dict.fromkeys(wanted))
+    prompts = kinds if isinstance(kinds[0], str) else None
+    labels = [kinds.index(prompt) for prompt in wanted] if prompts else list(wanted)
+    if out.suffix == ".npz":
+        save_npz(images, labels, out, prompts=prompts)
+    elif out.suffix == ".png":
+        columns, row_per_kind = grid_columns(len(labels), len(kinds), bool(prompts))
+        captions = prompts if row_per_kind else None
+        save_grid(torch.cat(list(images)), out, columns=columns, captions=captions)
+    else:
+        save_pngs(images, labels, out, prompts=prompts)
+
+
+def grid_columns(samples: int, kinds: int, prompts: bool) -> tuple[int, bool]:
+    """Choose the columns of a grid -> (columns, whether each row shows one class or prompt)."""
+    per_kind = samples // kinds if samples % kinds == 0 else 0
+    if 2 <= per_kind <= MOST_COLUMNS or (prompts and per_kind == 1):
+        return per_kind, True
+    return max(1, round(math.sqrt(samples))), False

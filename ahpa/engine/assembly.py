@@ -1,0 +1,313 @@
+"""From the `model` section of a config to parts that fit: sizes first, then one constructor call.
+
+tokenizer -> backbone -> Geometry -> flow, conditioner, flow loss -> priors -> alignments -> EMA
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ..registry import (
+    ALIGNMENTS,
+    BACKBONES,
+    CONDITIONERS,
+    FLOW_LOSSES,
+    FLOWS,
+    PRIORS,
+    TOKENIZERS,
+    ConfigError,
+    build,
+    nearest,
+)
+from ..registry.contracts import (
+    Alignment,
+    Backbone,
+    Conditioner,
+    Flow,
+    Geometry,
+    Prior,
+    Tap,
+    Tokenizer,
+)
+from ..registry.validation import positive_int
+from .denoiser import AlignedDenoiser
+from .ema import ExponentialMovingAverage
+from .parts import Parts, StreamSource
+
+DEFAULTS: dict[str, Any] = {
+    "resolution": 256,
+    "flow": {"type": "Flow"},
+    "flow_loss": {"type": "FlowMatchingLoss"},
+    "conditioner": {"type": "ClassLabels"},
+    "priors": {},
+    "streams": {},
+    "alignments": {},
+    "ema": 0.9999,
+}
+NEEDED = ("tokenizer", "backbone")
+GENERATOR_KEYS = ("resolution", "tokenizer", "backbone", "flow", "conditioner")
+
+
+class GeneratorParts(NamedTuple):
+    """The parts that sampling needs, and their sizes."""
+
+    tokenizer: Tokenizer
+    backbone: Backbone
+    flow: Flow
+    conditioner: Conditioner
+    geometry: Geometry
+
+
+def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model section with the defaults of the keys that it leaves out.
+
+    Raises:
+        ConfigError: For an unknown or a missing key, and for a section that is no dict.
+    """
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"model: must be a dict, got {model!r}.")
+    valid = (*NEEDED, *DEFAULTS)
+    for key in model:
+        if key not in valid:
+            raise ConfigError(f"model has no option {key!r}{nearest(key, valid)}")
+    for key in NEEDED:
+        if key not in model:
+            raise ConfigError(f"model needs the option {key!r}.")
+    given = {key: value for key, value in model.items() if value is not None}
+    for key in ("priors", "streams", "alignments"):
+        if not isinstance(given.get(key, {}), Mapping):
+            raise ConfigError(f"model.{key}: must be a dict of names, got {given[key]!r}.")
+    return {**DEFAULTS, **given}
+
+
+def build_generator_parts(model: Mapping[str, Any]) -> GeneratorParts:
+    """Build what sampling needs from a config's model section; its other keys are ignored.
+
+    Raises:
+        ConfigError: For parts that do not fit together.
+    """
+    chosen = {key: model[key] for key in GENERATOR_KEYS if key in model}
+    cfg = with_defaults(chosen)
+    tokenizer: Tokenizer = build(TOKENIZERS, cfg["tokenizer"], where="model.tokenizer")
+    resolution = check_resolution(cfg["resolution"], tokenizer)
+    backbone: Backbone = build(
+        BACKBONES,
+        cfg["backbone"],
+        where="model.backbone",
+        input_size=resolution // tokenizer.downsample,
+        in_channels=tokenizer.latent_channels,
+    )
+    geometry = geometry_of(resolution, tokenizer, backbone)
+    flow = build(FLOWS, cfg["flow"], where="model.flow", geometry=geometry)
+    conditioner: Conditioner = build(
+        CONDITIONERS, cfg["conditioner"], where="model.conditioner", geometry=geometry
+    )
+    if conditioner.takes != backbone.takes:
+        raise ConfigError(
+            f"model.conditioner: {type(conditioner).__name__} makes conditions of "
+            f"{conditioner.takes}, but {type(backbone).__name__} takes {backbone.takes}."
+        )
+    return GeneratorParts(tokenizer, backbone, flow, conditioner, geometry)
+
+
+def check_resolution(resolution: Any, tokenizer: Tokenizer) -> int:
+    """Return the resolution if the tokenizer divides it. Raises ConfigError."""
+    side = positive_int("model.resolution", resolution)
+    if side % tokenizer.downsample:
+        below = side - side % tokenizer.downsample
+        suggestions = [n for n in (below, below + tokenizer.downsample) if n]
+        raise ConfigError(
+            f"model.resolution: must be a multiple of the tokenizer's {tokenizer.downsample} "
+            f"pixels per latent, got {side}; the nearest are {suggestions}."
+        )
+    return side
+
+
+def geometry_of(resolution: int, tokenizer: Tokenizer, backbone: Backbone) -> Geometry:
+    """Collect every size that other parts are built from."""
+    return Geometry(
+        resolution=resolution,
+        downsample=tokenizer.downsample,
+        tokenizer_levels=dict(tokenizer.levels),
+        streams=dict(backbone.streams),
+        out_channels=backbone.out_channels,
+        grid=backbone.grid,
+        prefix=backbone.prefix,
+        width=backbone.hidden_size,
+        depth=backbone.depth,
+        num_heads=backbone.num_heads,
+        num_classes=backbone.num_classes,
+        text_dim=backbone.text_dim,
+        pooled_dim=backbone.pooled_dim,
+    )
+
+
+def build_model(model: Mapping[str, Any]) -> AlignedDenoiser:
+    """Build the trained model and its frozen parts (`net.parts`) from a config's model section.
+
+    Args:
+        model: resolution (pixels of a side), tokenizer, backbone, flow, flow_loss, conditioner: one
+            component each; priors, alignments: {name: component}; streams: {name: dict(source,
+            level)}, vectors of a prior that diffuse beside the image; ema: decay per step.
+
+    Raises:
+        ConfigError: For a mistake in a part, and for parts that do not fit together.
+    """
+    cfg = with_defaults(model)
+    parts = build_generator_parts(cfg)
+    geometry, flow = parts.geometry, parts.flow
+    flow_loss = build(
+        FLOW_LOSSES, cfg["flow_loss"], where="model.flow_loss", geometry=geometry, flow=flow
+    )
+    priors: dict[str, Prior] = {
+        name: build(PRIORS, prior, where=f"model.priors.{name}", geometry=geometry)
+        for name, prior in cfg["priors"].items()
+    }
+    streams = check_streams(cfg["streams"], geometry, priors)
+    levels = {name: prior.levels for name, prior in priors.items()}
+    alignments = {
+        name: build_alignment(name, alignment, geometry, flow, levels)
+        for name, alignment in cfg["alignments"].items()
+    }
+    check_taps(parts.backbone, priors, alignments)
+    try:
+        ema = ExponentialMovingAverage(parts.backbone, decay=cfg["ema"])
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from None
+    frozen = Parts(
+        tokenizer=parts.tokenizer,
+        conditioner=parts.conditioner,
+        priors=priors,
+        wanted=wanted_levels(priors, streams, alignments.values()),
+        streams=streams,
+        ema=ema,
+    )
+    net = AlignedDenoiser(
+        geometry=geometry,
+        backbone=parts.backbone,
+        flow=flow,
+        flow_loss=flow_loss,
+        alignments=alignments,
+        parts=frozen,
+    )
+    frozen.refuse_in(net)
+    return net
+
+
+def build_alignment(
+    name: str,
+    cfg: Any,
+    geometry: Geometry,
+    flow: Flow,
+    levels: Mapping[str, Mapping[str, Any]],
+) -> Alignment:
+    """Build one alignment; `type` may be left out and is then "Alignment"."""
+    where = f"model.alignments.{name}"
+    if not name or any(mark in name for mark in "./"):
+        raise ConfigError(f"{where}: a name must not be empty or contain a dot or a slash.")
+    if name == "flow":
+        raise ConfigError(f"{where}: the flow loss's terms are called 'flow'; choose another name.")
+    if isinstance(cfg, Mapping):
+        cfg = {"type": "Alignment", **cfg}
+    return build(
+        ALIGNMENTS, cfg, where=where, name=name, geometry=geometry, flow=flow, priors=levels
+    )
+
+
+def check_streams(
+    streams: Mapping[str, Any], geometry: Geometry, priors: Mapping[str, Prior]
+) -> dict[str, StreamSource]:
+    """Check that each stream beside the image is fed by a vector level of the right width.
+
+    Raises:
+        ConfigError: For a missing or superfluous stream, an unknown prior or level, another width.
+    """
+    needed = [name for name in geometry.streams if name != "image"]
+    for name in (*streams, *needed):
+        if name not in needed or name not in streams:
+            diffused = ", ".join(geometry.streams)
+            given = ", ".join(streams) or "nothing"
+            raise ConfigError(
+                f"model.streams: the backbone diffuses {diffused}; beside the image "
+                f"model.streams names {given}."
+            )
+    return {
+        name: check_stream(name, cfg, geometry.streams[name], priors)
+        for name, cfg in streams.items()
+    }
+
+
+def check_stream(
+    name: str, cfg: Any, shape: tuple[int, ...], priors: Mapping[str, Prior]
+) -> StreamSource:
+    """Check one stream's dict(source, level) against the prior's levels. Raises ConfigError."""
+    where = f"model.streams.{name}"
+    if not isinstance(cfg, Mapping) or set(cfg) != {"source", "level"}:
+        raise ConfigError(f"{where}: must be dict(source=PRIOR, level=LEVEL), got {cfg!r}.")
+    source, level = cfg["source"], cfg["level"]
+    if source not in priors:
+        raise ConfigError(f"{where}.source: no prior is called {source!r}{nearest(source, priors)}")
+    levels = priors[source].levels
+    if level not in levels:
+        raise ConfigError(
+            f"{where}.level: the prior has no level {level!r}{nearest(level, levels)}"
+        )
+    spec = levels[level]
+    if not spec.is_vector or shape != (spec.channels,):
+        kind = "a vector" if spec.is_vector else "not a vector"
+        raise ConfigError(
+            f"{where}: the backbone takes a vector of {shape[0]} channels, but the level {level!r} "
+            f"is {kind} of {spec.channels} channels."
+        )
+    return StreamSource(source, level)
+
+
+def check_taps(
+    backbone: Backbone, priors: Mapping[str, Prior], alignments: Mapping[str, Alignment]
+) -> None:
+    """Check that every requested tap exists. Raises ConfigError that names who asked for it."""
+    asked: list[tuple[str, frozenset[Tap]]] = [
+        *((f"model.alignments.{name}", alignment.taps) for name, alignment in alignments.items()),
+        *((f"model.priors.{name}", prior.taps) for name, prior in priors.items()),
+    ]
+    for where, taps in asked:
+        for tap in sorted(taps):
+            if not 1 <= tap.block <= backbone.depth:
+                raise ConfigError(
+                    f"{where}: block {tap.block} does not exist; blocks are 1..{backbone.depth}."
+                )
+            if tap.kind not in backbone.tap_kinds:
+                raise ConfigError(
+                    f"{where}: {type(backbone).__name__} has no taps of the kind {tap.kind!r}"
+                    f"{nearest(tap.kind, backbone.tap_kinds)}"
+                )
+
+
+def wanted_levels(
+    priors: Mapping[str, Prior],
+    streams: Mapping[str, StreamSource],
+    alignments: Iterable[Alignment],
+) -> dict[str, tuple[str, ...]]:
+    """List the levels of each prior that alignments or streams read, in the prior's order.
+
+    Raises:
+        ConfigError: If an alignment reads a prior or a level that does not exist.
+    """
+    read: dict[str, set[str]] = {name: set() for name in priors}
+    for stream in streams.values():
+        read[stream.prior].add(stream.level)
+    for alignment in alignments:
+        for name, levels in alignment.reads.items():
+            where = f"model.alignments.{alignment.name}"
+            if name not in priors:
+                raise ConfigError(f"{where}: no prior is called {name!r}{nearest(name, priors)}")
+            for level in levels:
+                if level not in priors[name].levels:
+                    suggestions = nearest(level, priors[name].levels)
+                    raise ConfigError(
+                        f"{where}: prior {name!r} has no level {level!r}{suggestions}"
+                    )
+            read[name] |= set(levels)
+    return {
+        name: tuple(level for level in prior.levels if level in read[name])
+        for name, prior in priors.items()
+    }

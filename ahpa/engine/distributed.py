@@ -1,0 +1,95 @@
+"""Several processes: joining them, agreeing on a flag, and means over all ranks."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..registry import UserError
+
+
+class Processes:
+    """This process's place among all processes of a run; a single process needs no launcher.
+
+    Attributes:
+        rank: Number of this process.
+        world: Number of processes.
+        control: Group for small messages between hosts (gloo), or None for a single process.
+    """
+
+    def __init__(self, *, rank: int = 0, world: int = 1, control: Any = None) -> None:
+        self.rank = rank
+        self.world = world
+        self.control = control
+
+    @classmethod
+    def start(cls, launcher: str) -> "Processes":
+        """Join the process group of "pytorch" (torchrun) or "slurm"; "none" is a single process.
+
+        Raises:
+            UserError: If the launcher's environment is missing.
+        """
+        if launcher == "none":
+            return cls()
+        if not dist.is_initialized():
+            gpu = torch.cuda.is_available()
+            if gpu or launcher == "slurm":
+                from mmengine.dist import init_dist
+
+                init_dist(launcher, backend="nccl" if gpu else "gloo")
+            else:
+                if "RANK" not in os.environ:
+                    raise UserError(
+                        "--launcher pytorch must be started by torchrun: "
+                        "torchrun --nproc-per-node N tools/train.py ..."
+                    )
+                dist.init_process_group("gloo")
+        control = dist.new_group(backend="gloo")
+        return cls(rank=dist.get_rank(), world=dist.get_world_size(), control=control)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one process, or a launcher started a single one."""
+        return self.control is not None
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; all get the same answer."""
+        if not self.several:
+            return flag
+        agreed = torch.tensor([int(flag)])
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(agreed.item())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a CPU tensor over all processes."""
+        if self.several:
+            dist.all_reduce(values, group=self.control)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect a picklable value of every process, in the order of the ranks."""
+        if not self.several:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Return the first process's value on every process."""
+        if not self.several:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.several:
+            dist.barrier(group=self.control)
+
+    def end(self) -> None:
+        """Leave the process group once every process has finished its work."""
+        if self.several:
+            self.wait()
+            dist.destroy_process_group()

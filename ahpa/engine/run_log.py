@@ -1,0 +1,157 @@
+"""The run's log: messages for a person (screen and train.log), figures for programs (scalars.json).
+
+scalars.json holds one JSON object a line; all but `time` and `images_per_s` are equal for equal
+runs.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..registry.files import write_file
+
+SHOWN = ("constant_cosine", "/evenness", "grad_norm")  # endings of what a log line shows
+
+logger = logging.getLogger("ahpa")
+
+
+class ScreenHandler(logging.Handler):
+    """Writes messages to the current stdout, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_logging(work_dir: Path | None = None, *, rank: int = 0) -> logging.Logger:
+    """Send the messages of the logger "ahpa" to the screen, and to train.log if there is a run.
+
+    Args:
+        work_dir: Folder of train.log, which is appended to; None for the screen alone.
+        rank: Processes other than the first only show warnings.
+
+    Returns:
+        The logger, which is also `runner.logger`.
+    """
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [ScreenHandler()]
+    if work_dir is not None and rank == 0:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(Path(work_dir) / "train.log"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+    return logger
+
+
+def human_time(seconds: float) -> str:
+    """Format a duration as 1:23:45 or 3:45."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def peak_memory() -> float:
+    """Return the peak memory in GiB: of the GPU's allocator, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class RunLog:
+    """Writes a line for a person and a record for programs every log interval.
+
+    Args:
+        work_dir: Folder of scalars.json.
+    """
+
+    def __init__(self, work_dir: Path) -> None:
+        self.path = Path(work_dir) / "scalars.json"
+        self.record: dict[str, Any] | None = None  # of the last log line
+        self._began = 0.0
+        self._began_at = 0
+
+    def start(self, iteration: int) -> None:
+        """Keep the records up to `iteration` (none at a fresh start) and start the clock.
+
+        A run that was killed between a checkpoint and its log line gets that line now.
+        """
+        kept = b""
+        last = 0
+        if iteration and self.path.exists():
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
+                    break
+                last = json.loads(line)["iteration"]
+                kept += line
+        if self.record is not None and last < self.record["iteration"] <= iteration:
+            kept += encode(self.record)
+        write_file(self.path, kept)
+        self._began = time.perf_counter()
+        self._began_at = iteration
+
+    def make_record(
+        self, iteration: int, values: Mapping[str, float], *, lr: float, skipped: int, batch: int
+    ) -> dict[str, Any]:
+        """Make the record of a log line and restart the clock.
+
+        Args:
+            iteration: Optimiser steps done.
+            values: Means since the last line.
+            lr: Learning rate of the first parameter group.
+            skipped: Steps skipped since the run began.
+            batch: Samples per step.
+        """
+        now = time.perf_counter()
+        steps = iteration - self._began_at
+        self.record = {
+            "iteration": iteration,
+            "lr": lr,
+            **values,
+            "skipped_steps": skipped,
+            "images_per_s": steps * batch / max(now - self._began, 1e-9),
+            "time": time.time(),
+        }
+        self._began = now
+        self._began_at = iteration
+        return self.record
+
+    def write(self) -> None:
+        """Append the last record to scalars.json."""
+        if self.record is not None:
+            with open(self.path, "ab") as file:
+                file.write(encode(self.record))
+
+    def line(self, max_iters: int, batch: int) -> str:
+        """Return the last record as a line for a person; the rest stands in scalars.json."""
+        record = self.record or {}
+        speed = record["images_per_s"]
+        remaining = (max_iters - record["iteration"]) * batch / speed
+        shown = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in record.items()
+            if name == "loss" or name.startswith("loss/") or name.endswith(SHOWN)
+        )
+        return (
+            f"iter {record['iteration']}/{max_iters}  {shown}  {speed:.1f} images/s  "
+            f"{peak_memory():.1f} GiB  ETA {human_time(remaining)}"
+        )
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """Encode a record as a line of scalars.json."""
+    return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,45 @@
+"""Where the shipped configs are: `configs/` of a checkout, or inside the installed package."""
+
+from pathlib import Path
+
+from .errors import UserError, nearest
+
+PACKAGE = Path(__file__).resolve().parents[1]
+PREFIX = "ahpa::"
+
+
+def config_root() -> Path:
+    """Return the folder of the shipped configs."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def config_path(name: str | Path) -> Path:
+    """Return the path of a config; `ahpa::NAME` is a file inside `config_root()`.
+
+    Args:
+        name: A path, or `ahpa::` and a path such as `_base_/backbones/sit-b.py`.
+    """
+    text = str(name)
+    return config_root() / text.removeprefix(PREFIX) if text.startswith(PREFIX) else Path(name)
+
+
+def find_config(name: str) -> Path:
+    """Find a config by path, or a shipped one by name.
+
+    Args:
+        name: A path, a name such as "ahpa_sit-b" or "configs/ahpa_sit-b.py", or `ahpa::NAME`.
+
+    Raises:
+        UserError: If there is none, with the nearest names.
+    """
+    path = config_path(name).expanduser()
+    if path.exists():
+        return path
+    root = config_root()
+    shipped = root / f"{path.stem}.py"
+    bare = path.parent in (Path("."), Path("configs"))
+    if bare and path.suffix in ("", ".py") and shipped.is_file():
+        return shipped
+    names = [other.stem for other in root.glob("*.py")]
+    raise UserError(f"there is no config {name}{nearest(path.stem, names)}")

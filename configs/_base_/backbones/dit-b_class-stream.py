@@ -1,0 +1,4 @@
+"""DiT-B/2 with a second stream, DINOv2-B's class token (768 wide) alongside the image's tokens."""
+
+_base_ = ["dit-b.py"]
+model = dict(backbone=dict(type="ClassStreamDiT", class_width=768))

@@ -1,0 +1,17 @@
+"""REPA (arXiv:2410.06940): DINOv2-B's patch tokens, a three-layer MLP, cosine, weight 0.5.
+
+The config sets the block, `alignments.main.tap`.
+"""
+
+_repa = dict(
+    priors=dict(dino=dict(type="TimmEncoder", model="vit_base_patch14_dinov2.lvd142m")),
+    alignments=dict(
+        main=dict(
+            source="dino",
+            router=dict(type="StaticRouter", groups=dict(patch=["patch"])),
+            projector=dict(type="MLPProjector", depth=3, hidden_dim=2048),
+            criteria=dict(cosine=dict(type="CosineLoss")),
+            weight=0.5,
+        )
+    ),
+)
