@@ -9,18 +9,32 @@ from PIL import Image
 from support.runs import train
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "library.md").read_text()
-LOOP, SAMPLE = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+LOOP, PARTS, SAMPLE = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_a_plain_loop_trains_a_users_transformer():
+@pytest.fixture(scope="module")
+def names():
+    """The names of the first listing after it ran."""
     torch.manual_seed(0)
-    names = {}
-    exec(compile(LOOP, "docs/library.md", "exec"), names)
+    found = {}
+    exec(compile(LOOP, "docs/library.md, loop", "exec"), found)
+    return found
+
+
+def test_a_plain_loop_trains_a_users_transformer(names):
     history = names["history"]
     assert len(history) == 8 and all(torch.isfinite(torch.tensor(history)))
     assert history[-1] < history[0]
     router = names["alignment"].router
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in router.parameters())
+
+
+def test_the_parts_of_a_config(names):
+    found = dict(names)
+    exec(compile(PARTS, "docs/library.md, parts", "exec"), found)
+    assert list(found["terms"]) == ["flow", "main/cosine"]
+    gradients = [p.grad for p in found["net"].backbone.parameters()]
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +45,7 @@ def run(tmp_path_factory):
 
 
 def test_sampling_from_a_checkpoint(run, tmp_path):
-    names = dict(checkpoint=run, out=tmp_path / "grid.png")
-    exec(compile(SAMPLE, "docs/library.md", "exec"), names)
-    assert names["images"].shape == (4, 3, 64, 64) and names["images"].dtype == torch.uint8
+    found = dict(checkpoint=run, out=tmp_path / "grid.png")
+    exec(compile(SAMPLE, "docs/library.md, sampling", "exec"), found)
+    assert found["images"].shape == (4, 3, 64, 64) and found["images"].dtype == torch.uint8
     assert Image.open(tmp_path / "grid.png").size == (2 * 66 + 2, 2 * 66 + 2)
