@@ -6,6 +6,7 @@ environment's versions are written to docs/lowest_versions.txt; commit that file
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "docs" / "lowest_versions.txt"
 NOT_TRIED = ("docs",)  # extras whose bounds are those of one site build, not of users
 BOUND = re.compile(r'"([A-Za-z0-9][\w.-]*)>=([\d.]+)"')
+EXTRAS = frozenset({"tensorboard", "wandb"})
 TINY = (
     "model.backbone.depth=2",
     "model.backbone.hidden_size=32",
@@ -97,29 +99,32 @@ def install(venv: Path, python: str, bounds: dict[str, str]) -> Path:
     return inside
 
 
-def try_out(python: str | Path, folder: Path) -> None:
+def try_out(python: str | Path, folder: Path, extras: frozenset[str] = EXTRAS) -> None:
     """Run the demo, other methods, samples, the linters and the tests; ends the program on failure.
 
     Args:
         python: The interpreter.
         folder: An empty folder for the runs.
+        extras: Those of `EXTRAS` that the interpreter has.
     """
 
     def train(config: str | Path, name: str, *more: str) -> None:
-        small = ["--demo", "--max-iters", "3", "--work-dir", folder / name]
+        small: list[str | Path] = ["--demo", "--max-iters", "3", "--work-dir", folder / name]
         run(python, "tools/train.py", config, *small, *more, "--cfg-options", *TINY)
 
     demo = ROOT / "configs" / "ahpa_sit-b_router-lut.py"
     train(demo, "demo")
-    if not list((folder / "demo" / "logs").rglob("events.out.tfevents*")):
+    events = list((folder / "demo" / "logs").rglob("events.out.tfevents*"))
+    if "tensorboard" in extras and not events:
         raise SystemExit("the demo wrote no events of TensorBoard")
-    wanted = ["--num", "4", "--steps", "2", "--out", folder / "samples.png"]
+    wanted: list[str | Path] = ["--num", "4", "--steps", "2", "--out", folder / "samples.png"]
     run(python, "tools/sample.py", folder / "demo", *wanted)
     train("configs/repa_sit-b.py", "repa")
     train("configs/ahpa_mmdit.py", "text", "--dry-run")
-    wandb_config = folder / "wandb.py"
-    wandb_config.write_text(WANDB_CONFIG.format(config=demo))
-    train(wandb_config, "wandb")
+    if "wandb" in extras:
+        wandb_config = folder / "wandb.py"
+        wandb_config.write_text(WANDB_CONFIG.format(config=demo))
+        train(wandb_config, "wandb")
     run(python, "-m", "ruff", "check", "--quiet", "ahpa")
     run(python, "-m", "pytest", "-q", *[f"tests/test_{name}.py" for name in TESTS])
 
@@ -149,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if args.here:
-            try_out(sys.executable, folder)
+            present = frozenset(name for name in EXTRAS if importlib.util.find_spec(name))
+            try_out(sys.executable, folder, present)
             return
         wanted = args.python or f"python{lowest_python(project)}"
         python = shutil.which(wanted)

@@ -114,6 +114,7 @@ class SampleGrids(Hook):
             [condition for condition in shown for _ in range(self.columns)],
             seed=self.seed,
             precision=runner.trainer.optimiser.precision,
+            progress=True,
             **self.options,
         )
         done = runner.iter + 1
