@@ -136,6 +136,7 @@ class AlignmentRunner(Runner, Run):
         self.net = net
         self.parts = net.parts
         self.processes = processes
+        self.checkpoints = {**CHECKPOINTS, **(cfg.get("checkpoints") or {})}
         self._hook_iteration = 0
         self.own_hooks = build_hooks(cfg)
         optimizer = build_optimizer(cfg["optim_wrapper"]["optimizer"], net)
@@ -261,6 +262,8 @@ class AlignmentRunner(Runner, Run):
         if self._saved:
             self._restore(self._saved)
         self._hook_iteration = self.trainer.iteration
+        self._with_state = [hook for hook in self._hooks if isinstance(hook, StatefulHook)]
+        self._without_state = [hook for hook in self._hooks if hook not in self._with_state]
         if self.rank == 0:
             config = json.dumps(to_plain(self.settings), indent=2).encode()
             write_file(Path(self.work_dir) / "config.json", config + b"\n")
@@ -298,7 +301,7 @@ class AlignmentRunner(Runner, Run):
         """
         trainer, done = self.trainer, iteration + 1
         step = {"batch_idx": iteration, "data_batch": None, "outputs": dict(values)}
-        call_hooks(self.stateful_hooks().values(), self, "after_train_iter", **step)
+        call_hooks(self._with_state, self, "after_train_iter", **step)
         log_due = trainer.options.log_due(done)
         if log_due:
             self._make_record(done)
@@ -306,8 +309,7 @@ class AlignmentRunner(Runner, Run):
             self.save()
         if log_due and self.rank == 0:
             self._write_record()
-        others = [hook for hook in self._hooks if not isinstance(hook, StatefulHook)]
-        call_hooks(others, self, "after_train_iter", **step)
+        call_hooks(self._without_state, self, "after_train_iter", **step)
         self._hook_iteration = done
 
     def after_train(self) -> None:
@@ -353,11 +355,6 @@ class AlignmentRunner(Runner, Run):
         self.say(self.run_log.line(self.max_iters, batch))
 
     # ---- checkpoints ------------------------------------------------------------------------
-
-    @property
-    def checkpoints(self) -> dict[str, int]:
-        """The options `interval` and `keep` of the section `checkpoints`."""
-        return {**CHECKPOINTS, **(self.settings.get("checkpoints") or {})}
 
     def checkpoint_path(self, iteration: int) -> Path:
         """Return the path of the checkpoint after this many steps."""

@@ -15,9 +15,10 @@ def dtype_of(name: str, precision: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Return the autocast context of a training or sampling precision; none for 'fp32'."""
-    dtype = DTYPES[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    """Return the autocast context of a training or sampling precision; an empty one for 'fp32'."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

@@ -263,6 +263,12 @@ class Term(NamedTuple):
     value: Tensor
     weight: float | Tensor = 1.0
 
+    def weighted_value(self) -> Tensor:
+        """Return weight * value; a weight of exactly 1 costs nothing."""
+        if isinstance(self.weight, float) and self.weight == 1.0:
+            return self.value
+        return self.weight * self.value
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -283,7 +289,7 @@ class Losses:
         for term in self.terms:
             if term.name in found:
                 raise ValueError(f"two terms of the objective are called {term.name!r}.")
-            found[term.name] = term.weight * term.value
+            found[term.name] = term.weighted_value()
         return found
 
     @cached_property
