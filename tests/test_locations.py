@@ -131,6 +131,7 @@ def test_a_wheel_trains_the_demo(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     work = tmp_path / "work_dirs" / "ahpa_sit-b_router-lut_demo"
     assert len(scalars(work)) == 2 and list((work / "samples").glob("*.png"))
+    assert "sample from it: ahpa sample" in done.stdout  # there is no tools/ in a wheel
     out = tmp_path / "samples.png"
     sample = [sys.executable, "-m", "ahpa.cli.main", "sample", work, "--num", "2", "--steps", "2"]
     done = subprocess.run(

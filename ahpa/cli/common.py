@@ -8,7 +8,7 @@ from ..registry.errors import UserError
 
 
 def report_mistake(error: UserError | BrokenPipeError) -> int:
-    """Print a user's mistake as one line -> exit code 2; a reader that has gone is none -> 0."""
+    """Print a user's mistake as one line and return the exit code: 2, or 0 for a closed pipe."""
     if isinstance(error, BrokenPipeError):  # of our output, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

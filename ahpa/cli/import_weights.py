@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..registry.errors import UserError
+from ..registry.locations import command_line
 from .common import make_parser, report_mistake
 
 
@@ -81,5 +82,5 @@ def import_weights(args: argparse.Namespace) -> int:
     print(f"backbone: {done['backbone']}  resolution: {done['resolution']}")
     if done["left_out"]:
         print(f"left out: {', '.join(done['left_out'])}")
-    print(f"sample from it: python tools/sample.py {args.target} --num 8 --out samples.png")
+    print(f"sample from it: {command_line('sample')} {args.target} --num 8 --out samples.png")
     return 0

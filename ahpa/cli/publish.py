@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..registry.errors import UserError
+from ..registry.locations import command_line
 from .common import make_parser, report_mistake
 
 
@@ -56,6 +57,6 @@ def run(arguments: Sequence[str] | None) -> int:
     print(f"published: {args.folder}")
     for note in notes:
         print(f"note: {note}")
-    print(f"sample from it: python tools/sample.py {args.folder} --num 8 --out samples.png")
+    print(f"sample from it: {command_line('sample')} {args.folder} --num 8 --out samples.png")
     print(f"upload it: hf upload OWNER/NAME {args.folder}")
     return 0

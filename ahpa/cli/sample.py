@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     wanted.add_argument("--prompts", nargs="+", metavar="TEXT", help="texts, used in turn")
     add("--sampler", help="such as euler, sde, ddpm (see ahpa list samplers); default the flow's")
     add("--steps", type=int, default=250)
-    add("--cfg-scale", type=float, default=1.0, help="guidance; 1 is none")
+    add("--cfg-scale", type=float, default=1.0, help="guidance scale; 1 disables it")
     add(
         "--cfg-interval",
         nargs=2,

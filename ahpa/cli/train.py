@@ -119,7 +119,7 @@ def data_set(cfg: dict[str, Any], root: str) -> dict[str, Any]:
 
 
 def make_runner(cfg: dict[str, Any], *, resume: bool, fit_classes: bool) -> "AlignmentRunner":
-    """Build the run and log what it is.
+    """Build the run and log its size, data and device.
 
     Args:
         cfg: A checked config.

@@ -37,7 +37,7 @@ FREE = (  # options that may change at a resume without a word
     "default_scope",
     "demo",
     "train_dataloader.num_workers",
-    "model.type",  # this and the next two stand in checkpoints of the first edition
+    "model.type",  # this and the next two occur in checkpoints of the first edition
     "optim_wrapper.type",
     "train_dataloader.dataset.resolution",
 )

@@ -137,7 +137,7 @@ class RunLog:
                 file.write(encode(self.record))
 
     def line(self, max_iters: int, batch: int) -> str:
-        """Return the last record as a line for a person; the rest stands in scalars.json."""
+        """Return the last record as a line for a person; scalars.json has the rest."""
         record = self.record or {}
         speed = record["images_per_s"]
         remaining = (max_iters - record["iteration"]) * batch / speed

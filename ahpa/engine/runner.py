@@ -26,6 +26,7 @@ from ..data.sampler import CursorLoader
 from ..registry import BACKBONES, DATASETS, HOOKS, PARAM_SCHEDULERS, UserError, build
 from ..registry.contracts import Dataset
 from ..registry.files import write_file
+from ..registry.locations import command_line
 from ..registry.validation import positive_int
 from . import checkpoint, resume, signals
 from .assembly import build_model
@@ -332,7 +333,7 @@ class AlignmentRunner(Runner, Run):
         imports = self.settings.get("custom_imports")
         own = f" --config {self.work_dir}/config.json" if imports else ""
         out = f"{self.work_dir}/samples.png"
-        return f"python tools/sample.py {path} --num 64{guidance}{own} --out {out}"
+        return f"{command_line('sample')} {path} --num 64{guidance}{own} --out {out}"
 
     def _make_record(self, done: int) -> None:
         """Take the means over steps and ranks since the last line."""

@@ -112,7 +112,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
 
         Args:
             class_labels: A label for each image.
-            guidance_scale: Scale of classifier-free guidance; 1 is none.
+            guidance_scale: Scale of classifier-free guidance; 1 means none.
             guidance_interval: Times at which it is applied, bounds included.
             guidance_channels: How many of the latent's channels are guided; None for all.
             num_inference_steps: Steps of the scheduler.

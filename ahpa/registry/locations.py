@@ -1,4 +1,4 @@
-"""Where the shipped configs are: `configs/` of a checkout, or inside the installed package."""
+"""Where the shipped configs and commands are: in a checkout, or in an installed package."""
 
 from pathlib import Path
 
@@ -12,6 +12,12 @@ def config_root() -> Path:
     """Return the folder of the shipped configs."""
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def command_line(command: str) -> str:
+    """Return how to run a command such as "sample" here: by the checkout's tool, else by `ahpa`."""
+    tool = f"tools/{command}.py"
+    return f"python {tool}" if (PACKAGE.parent / tool).is_file() else f"ahpa {command}"
 
 
 def config_path(name: str | Path) -> Path:

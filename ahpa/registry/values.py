@@ -108,7 +108,7 @@ class Condition:
     """What the backbone is conditioned on in one training step.
 
     Attributes:
-        value: Labels [B] or a `TextCond`; passed to the backbone as it is.
+        value: Labels [B] or a `TextCond`; passed to the backbone unchanged.
         dropped: [B] bool, True where the null condition stands in for the sample's own.
     """
 

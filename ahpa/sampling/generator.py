@@ -157,7 +157,7 @@ class Generator:
             wanted: A class number or prompt for each sample.
             sampler: A registered name, a config or an object; None for the flow's default.
             steps: Steps of the sampler.
-            cfg_scale: Scale of classifier-free guidance; 1 is none.
+            cfg_scale: Scale of classifier-free guidance; 1 means none.
             cfg_interval: Times at which it is applied, bounds included.
             cfg_channels: How many of the image's channels are guided; None for all.
             guidance: Another guidance, a config or an object; replaces the three options above.

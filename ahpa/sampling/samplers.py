@@ -33,7 +33,7 @@ class VelocitySampler(Sampler):
 
     Args:
         shift: s of the time shift t' = s t / (1 + (s - 1) t), above 0, which moves the grid towards
-            noise for s > 1. Use the shift of the training times (RAE); 1 is none.
+            noise for s > 1. Use the shift of the training times (RAE); 1 means none.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EulerSampler(VelocitySampler):
     """Euler's method on steps + 1 equidistant times, REPA's ODE sampler: `steps` model calls.
 
     Args:
-        shift: Shift of the time grid; 1 is none.
+        shift: Shift of the time grid; 1 means no shift.
     """
 
     def sample(
@@ -89,7 +89,7 @@ class HeunSampler(VelocitySampler):
     The last step, into t = 0 where no model is trained, is Euler's.
 
     Args:
-        shift: Shift of the time grid; 1 is none.
+        shift: Shift of the time grid; 1 means no shift.
     """
 
     def sample(
@@ -123,7 +123,7 @@ class EulerMaruyamaSampler(VelocitySampler):
     linear path. The times are linspace(1, 0.04, steps) and then 0; the last step adds no noise.
 
     Args:
-        shift: Shift of the time grid; 1 is none.
+        shift: Shift of the time grid; 1 means no shift.
     """
 
     def sample(
