@@ -442,3 +442,10 @@ def test_times_of_another_shape(kind, shape):
     x, _, cond = small_inputs(model)
     with pytest.raises(ValueError, match=r"t must be \[2\], or \[2, 16\]"):
         model(x, torch.zeros(shape), cond)
+
+
+def test_a_tap_behind_the_stop_is_refused():
+    model = moved("SiT")
+    taps = frozenset({Tap(2)})
+    with pytest.raises(ValueError, match="block 2 lies behind stop=1"):
+        model(*small_inputs(model), taps=taps, stop=1)

@@ -10,7 +10,7 @@ from test_configs import arguments
 
 from ahpa.cli import train as cli
 from ahpa.engine.runner import AlignmentRunner, StatefulHook
-from ahpa.registry import HOOKS
+from ahpa.registry import HOOKS, UserError
 
 
 @HOOKS.register_module(force=True)
@@ -192,3 +192,11 @@ def test_a_saved_checkpoint_holds_no_frozen_part(tmp_path):
     state = final_state(tmp_path)
     assert {name.split(".")[0] for name in state["model"]} == {"backbone", "alignments"}
     assert all(isinstance(value, torch.Tensor) for value in state["ema"].values())
+
+
+def test_a_batch_that_cannot_be_divided_leaves_an_earlier_run_in_place(tmp_path):
+    make_runner(tmp_path, iters=1).train()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match="4 cannot be divided by 1 processes x 3"):
+        make_runner(tmp_path, "optim_wrapper.accumulative_counts=3", iters=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -285,3 +285,6 @@ class PatchTransformer(Backbone):
             choice(f"{name}: taps", tap.kind, sorted(self.tap_kinds))
         if stop is not None:
             block_number(f"{name}: stop", stop, self.depth)
+            behind = [tap.block for tap in taps if tap.block > stop]
+            if behind:
+                raise ConfigError(f"{name}: taps: block {behind[0]} lies behind stop={stop}.")

@@ -120,6 +120,7 @@ class AlignmentRunner(Runner, Run):
         net = build_model(cfg["model"])
         check_conditions(net, dataset)
         net.parts.load()
+        batch = batch_per_process(cfg, processes.world)
         saved = SavedRun.find(work_dir, cfg, processes) if resume else None
         start_log_file(work_dir, processes, fresh=saved is None)
         gpu = torch.cuda.is_available()
@@ -127,7 +128,7 @@ class AlignmentRunner(Runner, Run):
         net.to(device)
         net.parts.to(device)
         runner = cls(cfg=cfg, net=net, processes=processes, seed=seed)
-        runner._attach_trainer(dataset, saved)
+        runner._attach_trainer(dataset, batch, saved)
         return runner
 
     def __init__(
@@ -157,7 +158,7 @@ class AlignmentRunner(Runner, Run):
             cfg=Config(to_plain(cfg)),
         )
 
-    def _attach_trainer(self, dataset: Dataset, saved: "SavedRun | None") -> None:
+    def _attach_trainer(self, dataset: Dataset, batch: int, saved: "SavedRun | None") -> None:
         """Build the loader, the optimiser and the trainer, and restore the saved state."""
         cfg, processes = self.settings, self.processes
         wrapper = {key: value for key, value in cfg["optim_wrapper"].items() if key != "optimizer"}
@@ -167,7 +168,6 @@ class AlignmentRunner(Runner, Run):
             seed=self.seed,
             global_batch_size=cfg["train_dataloader"]["global_batch_size"],
         )
-        batch = batch_per_process(options.global_batch_size, processes.world, optimiser.accumulate)
         loader = CursorLoader(
             dataset=dataset,
             batch=batch,
@@ -523,13 +523,16 @@ def build_dataset(cfg: Mapping[str, Any]) -> Dataset:
     return build(DATASETS, dataset, where="train_dataloader.dataset", resolution=resolution)
 
 
-def batch_per_process(total: int, world: int, accumulate: int) -> int:
-    """Return the samples of one micro-batch of one process.
+def batch_per_process(cfg: Mapping[str, Any], world: int) -> int:
+    """Return the samples of one micro-batch of one of `world` processes.
 
     Raises:
         UserError: If the global batch size cannot be divided.
     """
-    positive_int("train_dataloader.global_batch_size", total)
+    total = positive_int(
+        "train_dataloader.global_batch_size", cfg["train_dataloader"]["global_batch_size"]
+    )
+    accumulate = cfg["optim_wrapper"].get("accumulative_counts", 1)
     batch, rest = divmod(total, world * accumulate)
     if rest or not batch:
         raise UserError(
