@@ -94,7 +94,10 @@ def test_a_file_that_is_no_config(tmp_path, text, message):
 SCRIPT = """
 import sys
 from ahpa.cli import train
-code = train.main(sys.argv[1:])
+try:
+    code = train.main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
 heavy = [name for name in ("diffusers", "timm", "open_clip") if name in sys.modules]
 print("imported", heavy)
 sys.exit(code)

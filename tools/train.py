@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without an install
-from ahpa.cli.train import main
+from ahpa.cli.common import mistakes_in_one_line
+from ahpa.cli.train import prepare
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with mistakes_in_one_line():
+        prepare().train()

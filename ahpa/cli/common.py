@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..registry.errors import UserError
 
@@ -14,6 +16,15 @@ def report_mistake(error: UserError | BrokenPipeError) -> int:
         return 0
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """End the process with one line and an exit code if a user's mistake comes up inside."""
+    try:
+        yield
+    except (UserError, BrokenPipeError) as error:
+        sys.exit(report_mistake(error))
 
 
 def make_parser(description: str, command: str) -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ CONFIG is a path, or the name of a shipped config such as ahpa_sit-b_router-lut.
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,13 @@ from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
 from ..registry.contracts import Dataset
-from ..registry.errors import UserError
 from ..registry.locations import find_config
 from . import demo
-from .common import make_parser, report_mistake
+from .common import make_parser, mistakes_in_one_line
 
 if TYPE_CHECKING:
     from ..engine.runner import AlignmentRunner
+    from ..engine.trainer import Trainer
 
 logger = logging.getLogger("ahpa")
 
@@ -57,25 +58,28 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Run the command; a user's mistake ends the process with exit code 2."""
+    with mistakes_in_one_line():
+        prepare(arguments).train()
+    return 0
 
 
-def run(arguments: Sequence[str] | None) -> int:
-    """Run the command. Raises UserError for a mistake."""
+def prepare(arguments: Sequence[str] | None = None) -> "Trainer":
+    """Read the command line, check the config and build everything: what is left is to train.
+
+    Raises:
+        UserError: For a user's mistake.
+        SystemExit: After --dry-run (code 0), as after --help.
+    """
     signals.install()
     args = parse(arguments)
     start_logging()
     cfg = training_config(args)
     if args.dry_run:
-        return print_dry_run(cfg)
+        print_dry_run(cfg)
+        sys.exit(0)
     runner = make_runner(cfg, resume=args.resume, fit_classes=bool(args.data))
-    runner.trainer.train()
-    runner.processes.end()
-    return 0
+    return runner.trainer
 
 
 def training_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def describe(dataset: Dataset) -> str:
     return f"{count}, {len(dataset.classes)} classes ({shown})"
 
 
-def print_dry_run(cfg: dict[str, Any]) -> int:
+def print_dry_run(cfg: dict[str, Any]) -> None:
     """Compute one step on synthetic images; print terms, sizes, cost and the resolved config."""
     from mmengine.config import Config
 
@@ -162,4 +166,3 @@ def print_dry_run(cfg: dict[str, Any]) -> int:
     )
     print("resolved config:")
     print(Config(to_plain(cfg)).pretty_text)
-    return 0

@@ -1,5 +1,6 @@
 """Several processes: joining them, agreeing on a flag, and means over all ranks."""
 
+import atexit
 import os
 from typing import Any
 
@@ -27,6 +28,8 @@ class Processes:
     def start(cls, launcher: str) -> "Processes":
         """Join the process group of "pytorch" (torchrun) or "slurm"; "none" is a single process.
 
+        The group is left when the process exits.
+
         Raises:
             UserError: If the launcher's environment is missing.
         """
@@ -45,6 +48,7 @@ class Processes:
                         "torchrun --nproc-per-node N tools/train.py ..."
                     )
                 dist.init_process_group("gloo")
+            atexit.register(leave)
         control = dist.new_group(backend="gloo")
         return cls(rank=dist.get_rank(), world=dist.get_world_size(), control=control)
 
@@ -88,8 +92,8 @@ class Processes:
         if self.several:
             dist.barrier(group=self.control)
 
-    def end(self) -> None:
-        """Leave the process group once every process has finished its work."""
-        if self.several:
-            self.wait()
-            dist.destroy_process_group()
+
+def leave() -> None:
+    """Leave the process group, unless something else has done so."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

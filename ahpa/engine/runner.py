@@ -314,7 +314,7 @@ class AlignmentRunner(Runner, Run):
         self._hook_iteration = done
 
     def after_train(self) -> None:
-        """Save unless the last step did, call the hooks, and say how to go on."""
+        """Save unless the last step did, call the hooks, say how to go on, and wait for all."""
         if self._saved_at != self.trainer.iteration:
             self.save()
         self.call_hook("after_train_epoch")
@@ -324,6 +324,7 @@ class AlignmentRunner(Runner, Run):
         if not self._train_loop.stop_training:
             self.say(f"sample from it: {self._sample_command(last)}")
         self.call_hook("after_run")
+        self.processes.wait()
 
     def _sample_command(self, path: Path) -> str:
         """Return the command that samples as the run's own grids were sampled."""
