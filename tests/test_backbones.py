@@ -85,8 +85,8 @@ class AcceptsAnyTap(SiT):
     def _check_taps(self, taps, stop):
         pass
 
-    def walk(self, x, t, cond, keep):
-        return super().walk(x, t, cond, frozenset(range(9)))
+    def walk(self, x, t, cond, keep, lanes):
+        return super().walk(x, t, cond, frozenset(range(9)), lanes)
 
 
 class HalfOutput(SiT):
@@ -246,7 +246,8 @@ def captured(run):
     """Run a call; return ((q, k, v), output) of every attention kernel that it called, in order."""
     calls, kernel = [], F.scaled_dot_product_attention
 
-    def spy(q, k, v):
+    def spy(q, k, v, attn_mask=None):
+        assert attn_mask is None
         calls.append(((q, k, v), kernel(q, k, v)))
         return calls[-1][1]
 

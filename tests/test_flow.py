@@ -197,19 +197,22 @@ def test_the_check_of_timesteps_finds_mistakes(broken, message):
         check_timesteps(broken)
 
 
+PER_TOKEN = ("TokenTimeFlow", "TokenGroupFlow")
+
+
 # ---- flows ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("name", shipped(FLOWS))
 def test_contract_of_every_flow(name, views):
-    geometry = GEOMETRY if name == "TokenTimeFlow" else STREAMS
+    geometry = GEOMETRY if name in PER_TOKEN else STREAMS
     check_flow(dict(type=name, views=views), geometry=geometry)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prediction", ["data", "noise"])
-@pytest.mark.parametrize("name", ["Flow", "TokenTimeFlow"])
+@pytest.mark.parametrize("name", ["Flow", *PER_TOKEN])
 def test_contract_of_other_predictions(name, prediction, kind):
     check_flow(dict(type=name, prediction=prediction, path=dict(type=kind)))
 
@@ -236,7 +239,7 @@ def test_flow_works_in_float32_whatever_comes_in():
 def test_the_same_data_and_noise_at_another_time():
     flow = flow_of()
     first = noised(flow)
-    again = first.at(first.t * 0.5)["image"]
+    again = first.at(first.t * 0.5, GEOMETRY.grid)["image"]
     t = (first.t * 0.5).reshape(-1, 1, 1, 1)
     torch.testing.assert_close(again, (1 - t) * first.data["image"] + t * first.noise["image"])
 

@@ -181,7 +181,7 @@ def test_times_of_tokens_become_one_of_the_sample(toys, token_times, wanted):
     found = prior(view, ["teacher"])["teacher"]
     time = prior.time(view.noised.t, torch.Generator().set_state(state))
     torch.testing.assert_close(time, torch.tensor(wanted))
-    x = view.noised.at(torch.tensor(wanted))
+    x = view.noised.at(torch.tensor(wanted), prior.geometry.grid)
     by_hand = toys[1](x, torch.tensor(wanted), LABELS, frozenset({Tap(2)})).tokens(2).as_map()
     torch.testing.assert_close(found, by_hand)
 

@@ -441,7 +441,16 @@ def test_selfflows_blocks_are_shares_of_the_depth(config, student, teacher):
 
 # ---- all of them train ----
 
-METHODS = ("layersync", "dispersive", "deltafm", "haste", "selfflow")
+METHODS = (
+    "layersync",
+    "dispersive",
+    "deltafm",
+    "haste",
+    "selfflow",
+    "dtsas",
+    "tread",
+    "tread-repa",
+)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -124,6 +124,7 @@ CONTRACTS = {  # registry -> its contract in contracts.py, and its check in ahpa
     "TIMESTEPS": ("Timesteps", "check_timesteps"),
     "TIME_ENCODINGS": ("TimeEncoding", "check_time_encoding"),
     "TOKENIZERS": ("Tokenizer", "check_tokenizer"),
+    "TOKEN_ROUTINGS": ("TokenRouting", "check_token_routing"),
 }
 OF_MMENGINE = {  # its contract is mmengine's or torch's
     "HOOKS": mmengine.hooks.Hook,

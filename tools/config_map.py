@@ -28,6 +28,8 @@ METHODS = (
     "deltafm",
     "haste",
     "selfflow",
+    "dtsas",
+    "tread",
 )
 BACKBONES = (
     "sit-s",

@@ -368,6 +368,26 @@ METHODS = {
         tap="block at 0.3 depth",
         total="flow + 0.8 cosine",
     ),
+    "dtsas": Method(
+        "SRA with DTS-AS",
+        flow=("two groups of tokens,", "a time for each"),
+        prior=("prior: TeacherPrior", "EMA, the same groups", "at cleaner times, block 8"),
+        reads="noised",
+        router=STATIC,
+        projector=("projector", "2-layer MLP"),
+        criterion=COSINE,
+        tap="block 3",
+        total="flow + 0.5 cosine",
+    ),
+    "tread": Method(
+        "TREAD with REPA",
+        prior=DINO,
+        router=STATIC,
+        projector=MLP,
+        criterion=("criterion", "1 − cos, kept tokens"),
+        tap="kept half of the tokens",
+        total="flow + 0.5 cosine",
+    ),
 }
 
 

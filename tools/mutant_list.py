@@ -727,8 +727,8 @@ PRIORS = (
     Mutant(
         "teacher-at-a-noisier-time",
         INTERNAL,
-        "return (t - back).clamp(",
-        "return (t + back).clamp(",
+        "return (t - self.step_back(t, rng)).clamp(",
+        "return (t + self.step_back(t, rng)).clamp(",
         tests("internal"),
     ),
     Mutant(
@@ -760,8 +760,8 @@ BACKBONES = (
     Mutant(
         "tap-off-by-one",
         BACKBONE,
-        "enumerate(self.walk(x, t, cond, keep), start=1)",
-        "enumerate(self.walk(x, t, cond, keep), start=0)",
+        "enumerate(self.walk(x, t, cond, keep, lanes), start=1)",
+        "enumerate(self.walk(x, t, cond, keep, lanes), start=0)",
         tests("backbones"),
     ),
     Mutant(

@@ -54,7 +54,8 @@ class RoutedAlignment(Alignment):
         prior -> router(t) -> T [B, N, C]
         loss = weight * criterion(P, T)
 
-    Nothing but this loss trains the router; `router_grad` says how.
+    Nothing but this loss trains the router; `router_grad` says how. If some tokens skip the tapped
+    block (`model.token_routing`), P and T are those of the others.
 
     Args:
         name: Name of the alignment, which the names of its terms begin with.
@@ -193,6 +194,7 @@ class RoutedAlignment(Alignment):
 
         intra, inter = self.router.weights(view.noised.sample_t, content)
         target = self.router.mix(features[self.source], intra, inter)  # T [B, N, C]
+        target = tokens.gather_from(target)  # of the tokens that are in the tapped block
         pred = self.projector(tokens)  # P [B, N, C]
         goal = target if self.router_grad == "target" else target.detach()
 

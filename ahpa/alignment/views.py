@@ -99,6 +99,7 @@ class ViewAlignment(Alignment):
             The terms "<alignment>/<criterion>".
         """
         tokens = view.out.tokens(self.tap).without_prefix()
+        tokens.require_all("a comparison of views")
         parts = self.projector(tokens).chunk(view.noised.views)  # [B, N, C] for each view
         compared = [self.criteria.compare(a, b) for a, b in combinations(parts, 2)]
         weight = self.weight(progress)

@@ -15,7 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.denoiser import AlignedDenoiser
-from ..registry.contracts import Alignment, Backbone, Projector, Router
+from ..registry.contracts import (
+    WHOLE,
+    Alignment,
+    Backbone,
+    Projector,
+    Router,
+    TokenPlan,
+    TokenRouting,
+)
 
 GIGA = 1e9
 COLUMN = 24  # characters of the report's first column
@@ -51,13 +59,26 @@ def count_macs(call: Callable[[], Any]) -> Macs:
     return Macs(counter.get_total_flops() // 2, attention // 2)
 
 
-def forward_macs(backbone: Backbone) -> Macs:
-    """Count the MACs of a backbone's forward pass for one image, without computing it."""
+def forward_macs(backbone: Backbone, plan: TokenPlan = WHOLE) -> Macs:
+    """Count the MACs of a backbone's forward pass for one image, without computing it.
+
+    Args:
+        backbone: The backbone, on any device.
+        plan: Which tokens are in a block, on the meta device.
+    """
     shadow = copy.deepcopy(backbone).to("meta")
     x = {name: torch.zeros(1, *shape, device="meta") for name, shape in shadow.streams.items()}
     t = torch.zeros(1, device="meta")
     cond = shadow.blank_cond(1, "meta")
-    return count_macs(lambda: shadow(x, t, cond))
+    return count_macs(lambda: shadow(x, t, cond, plan=plan))
+
+
+def route_macs(model: AlignedDenoiser, routing: TokenRouting) -> Macs:
+    """Count the MACs of a forward pass of training, in which tokens skip blocks, for one image."""
+    shapes = model.geometry.streams.items()
+    streams = {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes}
+    route = routing.draw(model.flow.sample(streams, None), None)
+    return forward_macs(model.backbone, TokenPlan(route))
 
 
 def alignments_of(model: AlignedDenoiser) -> dict[str, Alignment]:
@@ -143,6 +164,10 @@ def cost_report(
     rows = [(f"{name} parameters", count) for name, count in counts.items()]
     forward = f"{total:.3f} with attention's products, {bare:.3f} without"
     rows.append(("forward GMAC an image", forward))
+    if model.token_routing is not None:
+        routed = route_macs(model, model.token_routing)
+        bare = routed.without_attention / GIGA
+        rows.append(("  on the tokens' route", f"{routed.total / GIGA:.3f} and {bare:.3f}"))
     for name, added in added_macs(model).items():
         total = added.total / GIGA
         bare = added.without_attention / GIGA

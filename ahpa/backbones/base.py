@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..registry import ConfigError
-from ..registry.contracts import Backbone, BackboneOutput, Streams, Tap
+from ..registry.contracts import WHOLE, Backbone, BackboneOutput, Streams, Tap, TokenPlan
 from ..registry.validation import block_number, boolean, choice, positive, positive_int
-from ..registry.values import TAP_KINDS
+from ..registry.values import PLAN_KINDS, TAP_KINDS
+from .lanes import Lanes
 from .layers import FinalLayer, Heads, PatchEmbed, TimestepEmbedder, sincos_2d
 
 INIT_STD = 0.02  # of the label table and of the MLPs of time and pooled text
@@ -71,6 +72,7 @@ class PatchTransformer(Backbone):
     """
 
     tap_kinds = frozenset(TAP_KINDS)
+    plan_kinds = frozenset(PLAN_KINDS)
     pos_embed: Tensor
     num_heads: int
     final_layer: FinalLayer
@@ -170,7 +172,9 @@ class PatchTransformer(Backbone):
     # ---- the forward pass --------------------------------------------------------------------
 
     @abstractmethod
-    def walk(self, x: Streams, t: Tensor, cond: Any, keep: frozenset[int]) -> Iterator[BlockState]:
+    def walk(
+        self, x: Streams, t: Tensor, cond: Any, keep: frozenset[int], lanes: Lanes
+    ) -> Iterator[BlockState]:
         """Yield the state after each block, computing no block before it is asked for.
 
         Args:
@@ -178,6 +182,7 @@ class PatchTransformer(Backbone):
             t: Times in [0, 1], [B] or [B, N].
             cond: The condition.
             keep: Numbers of the blocks whose attention heads are to be returned.
+            lanes: The tokens that are in each block.
         """
 
     def forward(
@@ -187,6 +192,7 @@ class PatchTransformer(Backbone):
         cond: Any,
         taps: frozenset[Tap] = frozenset(),
         stop: int | None = None,
+        plan: TokenPlan = WHOLE,
     ) -> BackboneOutput:
         """Predict from the noised streams.
 
@@ -196,6 +202,7 @@ class PatchTransformer(Backbone):
             cond: The condition.
             taps: What to return beside the prediction.
             stop: Compute no block after this one; `pred` is empty then.
+            plan: Which image tokens are in a block and attend to each other.
 
         Raises:
             ValueError: If an input has the wrong shape, or a tap does not exist.
@@ -204,16 +211,18 @@ class PatchTransformer(Backbone):
         self._check_time(t, batch=len(x["image"]))
         self._check_condition(cond)
         self._check_taps(taps, stop)
+        self._check_plan(plan, taps)
         keep = frozenset(tap.block for tap in taps if tap.kind != "tokens")
         tapped: dict[Tap, Tensor] = {}
-        for number, state in enumerate(self.walk(x, t, cond, keep), start=1):
+        lanes = Lanes(plan, self.prefix)
+        for number, state in enumerate(self.walk(x, t, cond, keep, lanes), start=1):
             for tap in sorted(taps):
                 if tap.block == number:
                     tapped[tap] = state.tap(tap.kind)
             if number == stop:
-                return BackboneOutput({}, tapped, self.prefix, self.grid)
+                return BackboneOutput({}, tapped, self.prefix, self.grid, plan.route)
         pred = self.in_project_time(self.predict(state.tokens, state.cond))
-        return BackboneOutput(pred, tapped, self.prefix, self.grid)
+        return BackboneOutput(pred, tapped, self.prefix, self.grid, plan.route)
 
     def run(self, block: nn.Module, *arguments: Any) -> Any:
         """Call a block; with gradient checkpointing it is computed again in the backward pass."""
@@ -288,3 +297,28 @@ class PatchTransformer(Backbone):
             behind = [tap.block for tap in taps if tap.block > stop]
             if behind:
                 raise ConfigError(f"{name}: taps: block {behind[0]} lies behind stop={stop}.")
+
+    def _check_plan(self, plan: TokenPlan, taps: frozenset[Tap]) -> None:
+        name = type(self).__name__
+        route, groups = plan
+        if groups is not None and "groups" not in self.plan_kinds:
+            raise ConfigError(f"{name}: tokens cannot attend within groups only.")
+        if groups is not None and self.prefix:
+            raise ConfigError(
+                f"{name}: its {self.prefix} prefix token(s) belong to no group of tokens."
+            )
+        if route is not None and not 1 <= route.first <= route.last < self.depth:
+            raise ConfigError(
+                f"{name}: a route must lie before the last block {self.depth}, got blocks "
+                f"{route.first}..{route.last}."
+            )
+        for tap in sorted(taps):
+            if tap.kind != "tokens" and route is not None and route.skips(tap.block):
+                raise ConfigError(
+                    f"{name}: no taps of {tap.kind} of block {tap.block}, which a part of the "
+                    "tokens skips."
+                )
+            if tap.kind == "attention" and groups is not None:
+                raise ConfigError(
+                    f"{name}: no taps of attention where tokens attend within their group only."
+                )

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import BACKBONES, ConfigError
-from ..registry.contracts import Streams, TextCond
+from ..registry.contracts import Streams, Tap, TextCond, TokenPlan
 from ..registry.validation import integer
 from .base import BlockState, PatchTransformer
+from .lanes import Lanes
 from .layers import PatchEmbed, add_to_time, per_token
 from .mmdit import MMDiT
 from .sit import DiT, SiT
@@ -43,6 +44,14 @@ class Decoupled(PatchTransformer):
             patch_size=self.patch_size,
         )
         self.decoder_embedder.initialise()
+
+    def _check_plan(self, plan: TokenPlan, taps: frozenset[Tap]) -> None:
+        super()._check_plan(plan, taps)
+        if plan.route is not None and plan.route.skips(self.encoder_depth):
+            raise ConfigError(
+                f"{type(self).__name__}: a route cannot pass block {self.encoder_depth}, whose "
+                "tokens the decoder reads; let it lie in the encoder or in the decoder."
+            )
 
     def embed_for_decoder(self, x: Streams) -> Tensor:
         """Embed the latent as the decoder's tokens [B, N, D]."""
@@ -95,20 +104,22 @@ class DDT(Decoupled, SiT):
         self.add_decoder(encoder_depth)
 
     def walk(
-        self, x: Streams, t: Tensor, cond: Tensor, keep: frozenset[int]
+        self, x: Streams, t: Tensor, cond: Tensor, keep: frozenset[int], lanes: Lanes
     ) -> Iterator[BlockState]:
         """Yield the state after each block."""
         time = self.t_embedder(self.time_input(t))
         h = self.embed(x)
         c = add_to_time(time, self.y_embedder(cond))
         for number, block in enumerate(self.blocks, start=1):
-            h, heads = self.run(block, h, c, number in keep)
+            h, own = lanes.enter(number, h), lanes.cond(number, c)
+            h, heads = self.run(block, h, own, number in keep, lanes.mask(number))
             if number == self.encoder_depth:
                 c = per_token(time) + h  # blocks apply the SiLU of s themselves
                 yield BlockState(F.silu(c), c, heads)
                 h = self.embed_for_decoder(x)
             else:
                 yield BlockState(h, c, heads)
+                h = lanes.leave(number, h)
 
 
 @BACKBONES.register_module()
@@ -206,16 +217,18 @@ class DDTMMDiT(Decoupled, MMDiT):
         self.add_decoder(encoder_depth)
 
     def walk(
-        self, x: Streams, t: Tensor, cond: TextCond, keep: frozenset[int]
+        self, x: Streams, t: Tensor, cond: TextCond, keep: frozenset[int], lanes: Lanes
     ) -> Iterator[BlockState]:
         """Yield the state of the image tokens after each block."""
         h = self.embed(x)
         text, time, text_c, image_c = self.conditions(t, cond)
         for number, block in enumerate(self.blocks, start=1):
-            text, h, heads = self.run(block, text, h, text_c, image_c, number in keep)
+            h, own = lanes.enter(number, h), lanes.cond(number, image_c)
+            text, h, heads = self.run(block, text, h, text_c, own, number in keep)
             if number == self.encoder_depth:
                 image_c = per_token(time) + h  # blocks apply the SiLU of s themselves
                 yield BlockState(F.silu(image_c), image_c, heads)
                 h = self.embed_for_decoder(x)
             else:
                 yield BlockState(h, image_c, heads)
+                h = lanes.leave(number, h)

@@ -150,10 +150,21 @@ class Attention(nn.Module):
         q, k, v = packed.permute(2, 0, 3, 1, 4)
         return Heads(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
 
-    def forward(self, x: Tensor, keep_heads: bool = False) -> tuple[Tensor, Heads | None]:
-        """Attend over [B, N, D]. Returns [B, N, D], and the heads if they are to be kept."""
+    def forward(
+        self, x: Tensor, keep_heads: bool = False, mask: Tensor | None = None
+    ) -> tuple[Tensor, Heads | None]:
+        """Attend over [B, N, D].
+
+        Args:
+            x: Tokens [B, N, D].
+            keep_heads: Whether to return the heads as well.
+            mask: Which tokens attend to which, bool [B, 1, N, N]; None for all.
+
+        Returns:
+            [B, N, D], and the heads or None.
+        """
         heads = self.heads(x)
-        attended = F.scaled_dot_product_attention(heads.q, heads.k, heads.v)
+        attended = F.scaled_dot_product_attention(heads.q, heads.k, heads.v, attn_mask=mask)
         mixed = self.proj(attended.transpose(1, 2).flatten(2))
         return mixed, heads if keep_heads else None
 
@@ -208,7 +219,7 @@ class Block(nn.Module):
         self.adaLN_modulation = modulation(dim, 6)
 
     def forward(
-        self, x: Tensor, c: Tensor, keep_heads: bool = False
+        self, x: Tensor, c: Tensor, keep_heads: bool = False, mask: Tensor | None = None
     ) -> tuple[Tensor, Heads | None]:
         """Update the tokens.
 
@@ -216,13 +227,14 @@ class Block(nn.Module):
             x: Tokens [B, N, D].
             c: Condition [B, D], or [B, N, D] with one for each token.
             keep_heads: Whether to return the heads of the attention as well.
+            mask: Which tokens attend to which, bool [B, 1, N, N]; None for all.
 
         Returns:
             Tokens [B, N, D], and the heads or None.
         """
         modulations = parts(self.adaLN_modulation(c), 6)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations
-        attended, heads = self.attn(modulate(x, shift_attn, scale_attn), keep_heads)
+        attended, heads = self.attn(modulate(x, shift_attn, scale_attn), keep_heads, mask)
         x = x + gate_attn * attended
         x = x + gate_mlp * self.mlp(modulate(x, shift_mlp, scale_mlp))
         return x, heads

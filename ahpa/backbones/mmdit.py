@@ -16,6 +16,7 @@ from ..registry import BACKBONES
 from ..registry.contracts import Streams, TextCond
 from ..registry.validation import boolean, positive_int
 from .base import BlockState, PatchTransformer
+from .lanes import Lanes
 from .layers import (
     NORM_EPS,
     FinalLayer,
@@ -194,7 +195,8 @@ class MMDiT(PatchTransformer):
     of their own and attend to each other jointly. The defaults are REPA's text-to-image setting.
 
     Taps are of the image tokens; attention logits are those among image tokens, before the joint
-    softmax. With a time per image token the text half is conditioned on the mean time.
+    softmax. With a time per image token the text half is conditioned on the mean time. Image tokens
+    may skip blocks; groups of tokens are refused, since the text would join them.
 
     Args:
         input_size: Side of the latent; derived from the tokenizer.
@@ -217,6 +219,7 @@ class MMDiT(PatchTransformer):
     """
 
     takes = "prompts"
+    plan_kinds = frozenset({"route"})
     text_dim: int
 
     def __init__(
@@ -322,11 +325,13 @@ class MMDiT(PatchTransformer):
         return TextConditions(text, time, text_c, image_c)
 
     def walk(
-        self, x: Streams, t: Tensor, cond: TextCond, keep: frozenset[int]
+        self, x: Streams, t: Tensor, cond: TextCond, keep: frozenset[int], lanes: Lanes
     ) -> Iterator[BlockState]:
         """Yield the state of the image tokens after each block."""
         h = self.embed(x)
         text, _, text_c, image_c = self.conditions(t, cond)
         for number, block in enumerate(self.blocks, start=1):
-            text, h, heads = self.run(block, text, h, text_c, image_c, number in keep)
+            h, own = lanes.enter(number, h), lanes.cond(number, image_c)
+            text, h, heads = self.run(block, text, h, text_c, own, number in keep)
             yield BlockState(h, image_c, heads)
+            h = lanes.leave(number, h)

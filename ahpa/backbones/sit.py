@@ -15,6 +15,7 @@ from ..registry import BACKBONES
 from ..registry.contracts import Streams
 from ..registry.validation import boolean, positive_int
 from .base import BlockState, PatchTransformer
+from .lanes import Lanes
 from .layers import Block, FinalLayer, LabelEmbedder, add_to_time, linear_layers
 
 
@@ -100,15 +101,17 @@ class SiT(PatchTransformer):
             )
 
     def walk(
-        self, x: Streams, t: Tensor, cond: Tensor, keep: frozenset[int]
+        self, x: Streams, t: Tensor, cond: Tensor, keep: frozenset[int], lanes: Lanes
     ) -> Iterator[BlockState]:
         """Yield the state after each block; the condition is the sum of time and label."""
         h = self.embed(x)
         time = self.t_embedder(self.time_input(t))
         c = add_to_time(time, self.y_embedder(cond))
         for number, block in enumerate(self.blocks, start=1):
-            h, heads = self.run(block, h, c, number in keep)
+            h, own = lanes.enter(number, h), lanes.cond(number, c)
+            h, heads = self.run(block, h, own, number in keep, lanes.mask(number))
             yield BlockState(h, c, heads)
+            h = lanes.leave(number, h)
 
 
 @BACKBONES.register_module()

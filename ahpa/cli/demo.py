@@ -66,7 +66,13 @@ SMALL: dict[str, dict[str, Any]] = {  # component -> options that --demo sets
     },
     "RoutingPolicy": {"interval": 500},
 }
-BLOCK_OPTIONS = ("tap", "block", "encoder_depth")  # options that are a block number
+BLOCK_OPTIONS = (
+    "tap",
+    "block",
+    "encoder_depth",
+    "first_block",
+    "last_block",
+)  # options that are a block number
 
 
 def make_small(cfg: dict[str, Any], *, keep_data: bool = False) -> None:
@@ -87,7 +93,7 @@ def make_small(cfg: dict[str, Any], *, keep_data: bool = False) -> None:
         small = own_depth(own) or model["backbone"]["depth"]
         share = small / depth
         move_blocks(model["backbone"], depth, share)
-        for section in ("alignments", "priors"):
+        for section in ("alignments", "priors", "token_routing"):
             move_blocks(model.get(section) or {}, depth, share)
     loader = cfg["train_dataloader"]
     if not keep_data:

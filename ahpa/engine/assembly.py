@@ -13,6 +13,7 @@ from ..registry import (
     FLOW_LOSSES,
     FLOWS,
     PRIORS,
+    TOKEN_ROUTINGS,
     TOKENIZERS,
     ConfigError,
     build,
@@ -27,6 +28,7 @@ from ..registry.contracts import (
     Prior,
     Tap,
     Tokenizer,
+    TokenRouting,
 )
 from ..registry.validation import positive_int
 from .denoiser import AlignedDenoiser
@@ -41,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "priors": {},
     "streams": {},
     "alignments": {},
+    "token_routing": None,
     "ema": 0.9999,
 }
 NEEDED = ("tokenizer", "backbone")
@@ -147,7 +150,8 @@ def build_model(model: Mapping[str, Any]) -> AlignedDenoiser:
     Args:
         model: resolution (pixels of a side), tokenizer, backbone, flow, flow_loss, conditioner: one
             component each; priors, alignments: {name: component}; streams: {name: dict(source,
-            level)}, vectors of a prior that diffuse beside the image; ema: decay per step.
+            level)}, vectors of a prior that diffuse beside the image; token_routing: which tokens
+            skip blocks in training, or None; ema: decay per step.
 
     Raises:
         ConfigError: For a mistake in a part, and for parts that do not fit together.
@@ -169,6 +173,8 @@ def build_model(model: Mapping[str, Any]) -> AlignedDenoiser:
         for name, alignment in cfg["alignments"].items()
     }
     check_taps(parts.backbone, priors, alignments)
+    token_routing = build_token_routing(cfg["token_routing"], geometry)
+    check_plan(parts.backbone, flow, token_routing)
     try:
         ema = ExponentialMovingAverage(parts.backbone, decay=cfg["ema"])
     except ValueError as error:
@@ -187,6 +193,7 @@ def build_model(model: Mapping[str, Any]) -> AlignedDenoiser:
         flow=flow,
         flow_loss=flow_loss,
         alignments=alignments,
+        token_routing=token_routing,
         parts=frozen,
     )
     frozen.refuse_in(net)
@@ -211,6 +218,25 @@ def build_alignment(
     return build(
         ALIGNMENTS, cfg, where=where, name=name, geometry=geometry, flow=flow, priors=levels
     )
+
+
+def build_token_routing(cfg: Any, geometry: Geometry) -> TokenRouting | None:
+    """Build what chooses the tokens that skip blocks in training; None for None."""
+    if cfg is None:
+        return None
+    return build(TOKEN_ROUTINGS, cfg, where="model.token_routing", geometry=geometry)
+
+
+def check_plan(backbone: Backbone, flow: Flow, routing: TokenRouting | None) -> None:
+    """Check that the backbone can follow the plan of tokens. Raises ConfigError."""
+    name = type(backbone).__name__
+    if routing is not None and "route" not in backbone.plan_kinds:
+        raise ConfigError(f"model.token_routing: {name} cannot let tokens skip blocks.")
+    if flow.separate and "groups" not in backbone.plan_kinds:
+        raise ConfigError(
+            f"model.flow: {type(flow).__name__} lets tokens attend only to their own group, which "
+            f"{name} cannot do; set model.flow.separate to False."
+        )
 
 
 def check_streams(

@@ -16,8 +16,11 @@ from ..registry.contracts import (
     FlowLoss,
     Geometry,
     Losses,
+    Noised,
     Progress,
     TargetView,
+    TokenPlan,
+    TokenRouting,
 )
 from .parts import Parts
 
@@ -31,6 +34,7 @@ class AlignedDenoiser(nn.Module):
         flow: Noises a batch.
         flow_loss: Compares the prediction with its target.
         alignments: {name: alignment}.
+        token_routing: Chooses the tokens that skip a stretch of blocks in training; None for none.
         parts: The frozen parts. They are referred to and not registered, so they are in neither
             `parameters()` nor `state_dict()`.
     """
@@ -43,6 +47,7 @@ class AlignedDenoiser(nn.Module):
         flow: Flow,
         flow_loss: FlowLoss,
         alignments: Mapping[str, Alignment],
+        token_routing: TokenRouting | None,
         parts: Parts,
     ) -> None:
         super().__init__()
@@ -51,6 +56,7 @@ class AlignedDenoiser(nn.Module):
         self.flow = flow
         self.flow_loss = flow_loss
         self.alignments = nn.ModuleDict(dict(alignments))
+        self.token_routing = token_routing
         self.parts = parts
         read = [alignment.taps for alignment in alignments.values()]
         read += [prior.taps for prior in parts.priors.values()]
@@ -62,7 +68,7 @@ class AlignedDenoiser(nn.Module):
         Args:
             clean: The encoded batch, as `Parts.encode` returns it.
             rng: The only source of randomness: t and noise, then the condition's dropout, then
-                whatever the priors draw.
+                the tokens' route, then whatever the priors draw.
             progress: Where the run stands.
 
         Returns:
@@ -70,10 +76,17 @@ class AlignedDenoiser(nn.Module):
         """
         noised = self.flow.sample(clean.streams, rng)
         cond = self.parts.conditioner(clean, rng).repeat(noised.views)
-        out = self.backbone(noised.x, noised.t, cond.value, taps=self.taps)
-        view = TargetView(clean, noised, cond, out, rng, progress, self.parts.ema.backbone)
+        plan = self.plan(noised, rng)
+        out = self.backbone(noised.x, noised.t, cond.value, taps=self.taps, plan=plan)
+        view = TargetView(clean, noised, cond, out, rng, progress, plan, self.parts.ema.backbone)
         losses = self.flow_loss(view)
         features = self.parts.features(view)
         for alignment in self.alignments.values():
             losses += alignment(view, features, progress)
         return losses
+
+    def plan(self, noised: Noised, rng: torch.Generator | None) -> TokenPlan:
+        """Draw which tokens are in which blocks, and take their groups from the flow."""
+        routing = self.token_routing if self.training else None
+        route = None if routing is None else routing.draw(noised, rng)
+        return TokenPlan(route, noised.attention_groups)

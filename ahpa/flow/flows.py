@@ -10,6 +10,7 @@ from torch import Tensor
 from ..registry import FLOWS, PATHS, TIMESTEPS, ConfigError, build
 from ..registry import validation as valid
 from ..registry.contracts import Flow, Geometry, Noised, Path, Streams, Timesteps
+from ..registry.numerics import per_pixel
 from .paths import Interpolant
 
 PREDICTIONS = ("velocity", "data", "noise")
@@ -45,9 +46,18 @@ class NoisingFlow(Flow):
     ) -> Tensor:
         """Draw times in [0, 1], [count]; or [count, N], one for each grid token."""
 
+    def times_and_groups(
+        self,
+        count: int,
+        rng: torch.Generator | None,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draw times, and the group ids [count, N] of tokens if groups have times of their own."""
+        return self.times(count, rng, device), None
+
     def spread(self, t: Tensor, x: Tensor) -> Tensor:
-        """Bring times, as `times` draws them, into a shape that a path takes for x [B, ...]."""
-        return t
+        """Spread one time per token over the pixels of x [B, C, H, W]; [B] is unchanged."""
+        return per_pixel(t, self.geometry.grid, x)
 
     def targets(
         self,
@@ -82,7 +92,7 @@ class NoisingFlow(Flow):
         """
         data = {name: torch.cat([x0.float()] * self.views) for name, x0 in streams.items()}
         first = next(iter(data.values()))
-        t = self.times(len(first), rng, first.device)
+        t, groups = self.times_and_groups(len(first), rng, first.device)
         x: Streams = {}
         mixed: Streams = {}
         noise: Streams = {}
@@ -91,7 +101,17 @@ class NoisingFlow(Flow):
             x[name], mixed[name] = self.path.mix(x0, eps, self.spread(t, x0))
             noise[name] = eps
         target = self.targets(x, t, data, noise, mixed)
-        return Noised(x, t, target, data, noise, path=self.path, views=self.views)
+        return Noised(
+            x,
+            t,
+            target,
+            data,
+            noise,
+            path=self.path,
+            views=self.views,
+            groups=groups,
+            separate=self.separate,
+        )
 
 
 @FLOWS.register_module(name="Flow")

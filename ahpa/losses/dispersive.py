@@ -96,6 +96,7 @@ class DispersiveLoss(Regulariser):
         Raises:
             ValueError: If the micro-batch is larger than an integer `pool`, but not a multiple.
         """
+        tokens.require_all("DispersiveLoss")
         grid = tokens.without_prefix().tokens
         with full_precision(grid.device):
             z = grid.float().flatten(1)

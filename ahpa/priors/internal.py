@@ -20,8 +20,11 @@ from ..registry.contracts import (
     Prior,
     Tap,
     TargetView,
+    TokenPlan,
 )
 from ..registry.validation import block_number, choice, integer, probability
+
+TOKEN_TIMES = ("min", "mean", "groups")
 
 
 @PRIORS.register_module()
@@ -59,7 +62,9 @@ class TeacherPrior(Prior):
 
     Where the student has a time for each token, t is first reduced to one a sample. Self-Flow's
     teacher (arXiv:2603.06507) is `offset=0` with `token_times="min"`: it sees every token at
-    min(t, s).
+    min(t, s). With `token_times="groups"` the teacher has the student's groups of tokens and
+    attention, each at its own t'_g = clamp(t_g - offset u_g, 0, 1) (SRA with DTS-AS,
+    arXiv:2607.02508).
 
     `steps` and `least` are for a discrete path, on which a time is rounded to a step.
 
@@ -73,7 +78,8 @@ class TeacherPrior(Prior):
             an integer k uniform over 0 .. offset * steps - 1. With 0 it is u as above, which after
             rounding has the first and last k half as often.
         least: Lower bound of t'; 1 / 1000 in SRA's DiT code.
-        token_times: How times [B, N] become [B]: "min" (the cleanest token) or "mean".
+        token_times: How times [B, N] become [B]: "min" (the cleanest token) or "mean"; or "groups",
+            which leaves each group of tokens its time.
 
     Raises:
         ConfigError: If the backbone has no such block, or an option is not valid.
@@ -94,7 +100,7 @@ class TeacherPrior(Prior):
         self.offset = probability("offset", offset)
         self.steps = integer("steps", steps)
         self.least = probability("least", least)
-        self.token_times = choice("token_times", token_times, ("min", "mean"))
+        self.token_times = choice("token_times", token_times, TOKEN_TIMES)
         self.levels = {"teacher": LevelSpec(geometry.width, geometry.token_stride)}
 
     def probe(self, backbone: Backbone) -> Callable[[], Any]:
@@ -105,18 +111,36 @@ class TeacherPrior(Prior):
         cond = shadow.blank_cond(1, "meta")
         return lambda: shadow(x, t, cond, stop=self.block)
 
-    def time(self, t: Tensor, rng: torch.Generator | None) -> Tensor:
-        """Draw the teacher's times [B] for the student's t, [B] or [B, N]."""
+    def time(self, t: Tensor, rng: torch.Generator | None, groups: Tensor | None = None) -> Tensor:
+        """Draw the teacher's times: [B], or [B, N] for `token_times="groups"`.
+
+        Args:
+            t: The student's times, [B] or [B, N].
+            rng: The source of u: one number a sample, or one a token, of which each group uses one.
+            groups: Group ids of the tokens [B, N], needed for "groups".
+
+        Raises:
+            ConfigError: For "groups" if there are none.
+        """
+        if self.token_times == "groups":
+            if groups is None:
+                raise ConfigError(
+                    'token_times: "groups" needs a flow with groups of tokens, such as '
+                    "TokenGroupFlow."
+                )
+            return (t - self.step_back(t, rng).gather(1, groups)).clamp(self.least, 1)
         if t.ndim == 2:
             t = t.amin(1) if self.token_times == "min" else t.mean(1)
+        return (t - self.step_back(t, rng)).clamp(self.least, 1)
+
+    def step_back(self, t: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Draw the differences of the two times, shaped as t."""
         if self.steps:
             most = max(1, round(self.offset * self.steps))
             drawn = torch.randint(most, t.shape, generator=rng, device=t.device)
-            back = drawn.to(t.dtype) / self.steps
-        else:
-            drawn = torch.rand(t.shape, generator=rng, device=t.device, dtype=t.dtype)
-            back = self.offset * drawn
-        return (t - back).clamp(self.least, 1)
+            return drawn.to(t.dtype) / self.steps
+        drawn = torch.rand(t.shape, generator=rng, device=t.device, dtype=t.dtype)
+        return self.offset * drawn
 
     @torch.no_grad()
     def forward(self, view: TargetView, levels: Sequence[str]) -> Features:
@@ -127,10 +151,12 @@ class TeacherPrior(Prior):
         """
         if view.ema is None:
             raise ConfigError("TeacherPrior: the model keeps no averaged backbone; set `ema`.")
-        t = self.time(view.noised.t, view.rng)
-        x = view.noised.at(t)
+        t = self.time(view.noised.t, view.rng, view.noised.groups)
+        x = view.noised.at(t, self.geometry.grid)
         taps = frozenset({Tap(self.block)})
-        out = view.ema(x, t, view.cond.value, taps=taps, stop=self.block)
+        groups = view.plan.groups if self.token_times == "groups" else None
+        plan = TokenPlan(groups=groups)
+        out = view.ema(x, t, view.cond.value, taps=taps, stop=self.block, plan=plan)
         return {"teacher": out.tokens(self.block).as_map()}
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "TIMESTEPS",
     "TIME_ENCODINGS",
     "TOKENIZERS",
+    "TOKEN_ROUTINGS",
     "VISBACKENDS",
     "VISUALIZERS",
     "ComponentRegistry",
@@ -52,6 +53,7 @@ def _registry(name: str, *rooms: str, parent: Registry | None = None) -> Compone
 
 TOKENIZERS = _registry("tokenizer", "tokenizers")
 BACKBONES = _registry("backbone", "backbones")
+TOKEN_ROUTINGS = _registry("token routing", "backbones")
 CONDITIONERS = _registry("conditioner", "conditioning")
 TEXT_ENCODERS = _registry("text encoder", "conditioning")
 FLOWS = _registry("flow", "flow")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .values import (
+    WHOLE,
     BackboneOutput,
     Clean,
     Condition,
@@ -31,10 +32,13 @@ from .values import (
     Tap,
     TargetView,
     TextCond,
+    TokenPlan,
+    TokenRoute,
     Tokens,
 )
 
 __all__ = [
+    "WHOLE",
     "Alignment",
     "Backbone",
     "BackboneOutput",
@@ -68,6 +72,9 @@ __all__ = [
     "TextEncoder",
     "TimeEncoding",
     "Timesteps",
+    "TokenPlan",
+    "TokenRoute",
+    "TokenRouting",
     "Tokenizer",
     "Tokens",
 ]
@@ -127,12 +134,14 @@ class Flow(ABC):
     Attributes:
         path: The interpolant.
         views: How often each image of a batch is noised.
+        separate: Whether tokens attend only to tokens of their own group (`Noised.groups`).
         provides: What `to_target` returns and a sampler integrates: "velocity" or "noise".
         default_sampler: Registered name of the sampler that is used when none is named.
     """
 
     path: Path
     views: int
+    separate: bool = False
     provides: ClassVar[str] = "velocity"
     default_sampler: ClassVar[str] = "euler"
 
@@ -261,6 +270,7 @@ class Backbone(nn.Module, ABC):
         out_channels: Channels predicted for the image; 2C if a variance is predicted too, in which
             case the first C channels are the prediction.
         tap_kinds: Kinds of taps it can give.
+        plan_kinds: What it can follow in a `TokenPlan`: "route", "groups", both or nothing.
         num_classes: Number of class labels; label `num_classes` is the null class. None for text.
         text_dim: Width of its text tokens; None if it takes no text.
         pooled_dim: Width of its pooled text; None if it takes none.
@@ -276,6 +286,7 @@ class Backbone(nn.Module, ABC):
     streams: dict[str, tuple[int, ...]]
     out_channels: int
     tap_kinds: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    plan_kinds: ClassVar[frozenset[str]] = frozenset()
     num_classes: int | None = None
     text_dim: int | None = None
     pooled_dim: int | None = None
@@ -288,6 +299,7 @@ class Backbone(nn.Module, ABC):
         cond: Any,
         taps: frozenset[Tap] = frozenset(),
         stop: int | None = None,
+        plan: TokenPlan = WHOLE,
     ) -> BackboneOutput:
         """Predict from the noised streams.
 
@@ -297,11 +309,34 @@ class Backbone(nn.Module, ABC):
             cond: Labels [B] or a `TextCond`.
             taps: What to return beside the prediction.
             stop: Compute no block after this one; `pred` is empty then.
+            plan: Which tokens are in a block and attend to each other; the engine asks for nothing
+                beyond `plan_kinds`. The prediction is of all tokens in any case.
         """
 
     @abstractmethod
     def blank_cond(self, count: int, device: torch.device | str) -> Any:
         """Return any valid condition of `count` samples, for counting costs."""
+
+
+class TokenRouting(ABC):
+    """Chooses the tokens that skip a stretch of blocks in training, anew in every step.
+
+    Built as `TokenRouting(geometry=..., **own)`. Sampling never uses it.
+
+    Attributes:
+        first_block: First block of the stretch, from 1.
+        last_block: Last block of the stretch, before the backbone's last.
+    """
+
+    first_block: int
+    last_block: int
+
+    def __init__(self, *, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    @abstractmethod
+    def draw(self, noised: Noised, rng: torch.Generator | None) -> TokenRoute:
+        """Draw the route of a noised batch past the blocks first_block..last_block."""
 
 
 class TextEncoder(nn.Module, ABC):

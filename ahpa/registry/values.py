@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
+from .numerics import gather_tokens, per_pixel
+
 if TYPE_CHECKING:
     from .contracts import Backbone, Path
 
@@ -60,20 +63,81 @@ class Tap(NamedTuple):
     kind: str = "tokens"
 
 
+class TokenRoute(NamedTuple):
+    """A route past a stretch of blocks, which a part of the grid tokens takes in training (TREAD,
+    arXiv:2501.04765). Prefix tokens and text tokens never take it.
+
+    Attributes:
+        kept: Ids of the grid tokens that stay in the blocks, [B, K] in ascending order; the other
+            tokens come back unchanged after block `last`.
+        first: First block of the stretch, from 1.
+        last: Last block of the stretch; the tap of this block still holds the kept tokens alone.
+    """
+
+    kept: Tensor
+    first: int
+    last: int
+
+    def skips(self, block: int) -> bool:
+        """Whether the block holds the kept tokens alone."""
+        return self.first <= block <= self.last
+
+
+class TokenPlan(NamedTuple):
+    """Which grid tokens are in a block, and which of them attend to each other.
+
+    Without a route and groups every token is in every block and attends to all others.
+
+    Attributes:
+        route: The tokens that skip a stretch of blocks.
+        groups: Group ids [B, N]; a token attends only to the tokens of its own group.
+    """
+
+    route: TokenRoute | None = None
+    groups: Tensor | None = None
+
+
+PLAN_KINDS = TokenPlan._fields
+WHOLE = TokenPlan()  # every token in every block
+
+
 class Tokens(NamedTuple):
-    """Tokens [B, P+N, D], of which the first `prefix` = P do not belong to the grid (h, w)."""
+    """Tokens [B, P+N, D], of which the first `prefix` = P do not belong to the grid (h, w).
+
+    If some grid tokens skip the block they are [B, P+K, D], and `ids` [B, K] says which grid
+    tokens are left, by their place 0..N-1 in row-major order.
+    """
 
     tokens: Tensor
     prefix: int
     grid: tuple[int, int]
+    ids: Tensor | None = None
 
     def without_prefix(self) -> "Tokens":
-        """Return the grid tokens alone, [B, N, D]."""
-        return Tokens(self.tokens[:, self.prefix :], 0, self.grid)
+        """Return the grid tokens alone, [B, N, D] (or [B, K, D])."""
+        return Tokens(self.tokens[:, self.prefix :], 0, self.grid, self.ids)
 
     def as_map(self) -> Tensor:
-        """Return the grid tokens as a feature map [B, D, h, w]."""
+        """Return the grid tokens as a feature map [B, D, h, w]. Raises ConfigError if tokens are
+        missing."""
+        self.require_all("a feature map")
         return self.tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+    def require_all(self, reader: str) -> None:
+        """Raise ConfigError if grid tokens are missing; `reader` says what needs them."""
+        if self.ids is not None:
+            count = self.grid[0] * self.grid[1]
+            raise ConfigError(
+                f"model.token_routing: {reader} needs all {count} grid tokens, but "
+                f"{count - self.ids.shape[1]} of them skip the tapped block. Tap a block outside "
+                "the route, or use parts that read each token by itself (such as MLPProjector)."
+            )
+
+    def gather_from(self, whole: Tensor) -> Tensor:
+        """Return the rows of [B, P+N, C] that belong to these tokens, [B, P+K, C]."""
+        if self.ids is None:
+            return whole
+        return gather_tokens(whole, self.ids, self.prefix)
 
 
 class BackboneOutput(NamedTuple):
@@ -84,16 +148,20 @@ class BackboneOutput(NamedTuple):
         taps: The requested taps; see `Tap` for their shapes.
         prefix: Number of prefix tokens P in the taps.
         grid: Token grid (h, w).
+        route: The route that a part of the tokens took, if any.
     """
 
     pred: Streams
     taps: dict[Tap, Tensor]
     prefix: int
     grid: tuple[int, int]
+    route: TokenRoute | None = None
 
     def tokens(self, block: int) -> Tokens:
         """Return the output of block `block` (from 1), which must have been tapped."""
-        return Tokens(self.taps[Tap(block)], self.prefix, self.grid)
+        route = self.route
+        ids = route.kept if route is not None and route.skips(block) else None
+        return Tokens(self.taps[Tap(block)], self.prefix, self.grid, ids)
 
 
 class TextCond(NamedTuple):
@@ -188,6 +256,8 @@ class Noised:
         noise: The noise of each stream.
         path: The path that mixed data and noise.
         views: How often each image is in the batch: the whole batch once, then once more, ...
+        groups: Group ids of the grid tokens [B, N], if each group has a time of its own.
+        separate: Whether tokens attend only to tokens of their own group.
     """
 
     x: Streams
@@ -197,15 +267,25 @@ class Noised:
     noise: Streams
     path: "Path"
     views: int = 1
+    groups: Tensor | None = None
+    separate: bool = False
+
+    @property
+    def attention_groups(self) -> Tensor | None:
+        """The groups [B, N] within which tokens attend; None if all attend to all."""
+        return self.groups if self.separate else None
 
     @property
     def sample_t(self) -> Tensor:
         """One time per sample [B]: `t` itself, or its mean over the tokens."""
         return self.t if self.t.ndim == 1 else self.t.mean(1)
 
-    def at(self, t: Tensor) -> Streams:
-        """Mix the same data and the same noise at other times t [B]."""
-        return {name: self.path.mix(x0, self.noise[name], t)[0] for name, x0 in self.data.items()}
+    def at(self, t: Tensor, grid: tuple[int, int]) -> Streams:
+        """Mix the same data and the same noise at other times, [B] or [B, N] on the token grid."""
+        mixed: Streams = {}
+        for name, x0 in self.data.items():
+            mixed[name], _ = self.path.mix(x0, self.noise[name], per_pixel(t, grid, x0))
+        return mixed
 
 
 class Progress(NamedTuple):
@@ -238,6 +318,7 @@ class TargetView:
         out: The backbone's output for the noised batch.
         rng: The step's only source of randomness.
         progress: Where the run stands.
+        plan: The student's plan of tokens.
         ema: The averaged backbone, float32 and frozen; None if the model is used without one.
     """
 
@@ -247,6 +328,7 @@ class TargetView:
     out: BackboneOutput
     rng: torch.Generator | None = None
     progress: Progress = field(default_factory=Progress)
+    plan: TokenPlan = WHOLE
     ema: "Backbone | None" = None
 
 

@@ -11,7 +11,7 @@ AssertionError that says what is wrong.
 """
 
 from .alignment import check_alignment, check_projector, check_schedule
-from .backbones import check_backbone
+from .backbones import check_backbone, check_token_routing
 from .common import toy_geometry
 from .conditioning import check_conditioner, check_text_encoder
 from .data import check_dataset
@@ -41,6 +41,7 @@ __all__ = [
     "check_text_encoder",
     "check_time_encoding",
     "check_timesteps",
+    "check_token_routing",
     "check_tokenizer",
     "toy_geometry",
 ]

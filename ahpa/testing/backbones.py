@@ -1,4 +1,4 @@
-"""Conformance check for backbones."""
+"""Conformance checks for backbones and token routings."""
 
 import copy
 from collections.abc import Mapping
@@ -7,10 +7,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..registry import BACKBONES, build
-from ..registry.contracts import Backbone, BackboneOutput, Streams, Tap
+from ..registry import BACKBONES, TOKEN_ROUTINGS, build
+from ..registry.contracts import (
+    Backbone,
+    BackboneOutput,
+    Geometry,
+    Noised,
+    Streams,
+    Tap,
+    TokenPlan,
+    TokenRoute,
+    TokenRouting,
+)
 from ..registry.values import TAP_KINDS
-from .common import assert_finite, assert_half_precision, random_tensor
+from .common import assert_finite, assert_half_precision, random_tensor, toy_geometry
+from .priors import ToyPath
 
 
 class Inputs(NamedTuple):
@@ -32,7 +43,8 @@ def check_backbone(
 
     It declares its sizes; predicts each stream in its shape, in float32; gives the requested taps
     and no others without changing its prediction; stops where it is told to; handles a time per
-    token or refuses it; passes a gradient to every parameter; runs in half precision.
+    token or refuses it; follows the plans of tokens that it declares; passes a gradient to every
+    parameter; runs in half precision.
 
     Args:
         backbone: A config, or a built backbone; the check works on a copy.
@@ -61,6 +73,10 @@ def check_backbone(
     for wrong in (Tap(model.depth + 1), Tap(0), Tap(1, "nothing")):
         _check_refused(model, inputs, wrong)
     _check_time_per_token(model, inputs, bare)
+    if "route" in model.plan_kinds:
+        _check_route(model, inputs, bare)
+    if "groups" in model.plan_kinds and not model.prefix:
+        _check_groups(model, inputs, bare)
     _check_training(model, inputs)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -156,6 +172,55 @@ def _check_time_per_token(model: Backbone, inputs: Inputs, bare: BackboneOutput)
         assert close, f"pred[{name!r}]: equal times per token differ from one time per sample"
 
 
+def _route(model: Backbone, batch: int, kept: int) -> TokenPlan:
+    """Return a route of `kept` other tokens in every image past the block before the last."""
+    count = model.grid[0] * model.grid[1]
+    order = torch.arange(count).roll(1).expand(batch, count)
+    ids = torch.stack([row.roll(3 * i)[:kept].sort().values for i, row in enumerate(order)])
+    block = model.depth - 1
+    return TokenPlan(TokenRoute(ids, block, block))
+
+
+def _check_route(model: Backbone, inputs: Inputs, bare: BackboneOutput) -> None:
+    """A tap on the route holds the kept tokens; a route that nobody takes changes nothing."""
+    if model.depth < 3:
+        return
+    count, batch = model.grid[0] * model.grid[1], len(inputs.t)
+    tap = Tap(model.depth - 1)
+    nobody = model(*inputs, plan=_route(model, batch, count))
+    half = _route(model, batch, count // 2)
+    out = model(*inputs, taps=frozenset({tap}), plan=half)
+    wanted = (batch, model.prefix + count // 2, model.hidden_size)
+    _assert_shape(f"{tap} on a route", out.taps[tap], wanted)
+    assert out.route is half.route, "the output must name the route"
+    for name, value in bare.pred.items():
+        close = torch.allclose(nobody.pred[name], value, rtol=1e-4, atol=1e-5)
+        assert close, f"pred[{name!r}]: a route that no token takes changes it"
+        _assert_shape(f"pred[{name!r}] with a route", out.pred[name], tuple(value.shape))
+        assert_finite(f"pred[{name!r}] with a route", out.pred[name])
+        assert not torch.equal(out.pred[name], value), f"pred[{name!r}]: the route is ignored"
+
+
+def _check_groups(model: Backbone, inputs: Inputs, bare: BackboneOutput) -> None:
+    """One group of all tokens changes nothing; the last token's group does not see the others."""
+    count, batch = model.grid[0] * model.grid[1], len(inputs.t)
+    together = torch.zeros(batch, count, dtype=torch.long)
+    one = model(*inputs, plan=TokenPlan(groups=together))
+    apart = together.clone()
+    apart[:, -1] = 1
+    plan = TokenPlan(groups=apart)
+    other = {name: value.clone() for name, value in inputs.x.items()}
+    side = inputs.x["image"].shape[-1] // model.grid[1]
+    other["image"][..., :side, :side] += 1  # the pixels of token 0
+    last = [
+        model(x, inputs.t, inputs.cond, plan=plan).pred["image"][..., -side:, -side:]
+        for x in (inputs.x, other)
+    ]
+    close = torch.allclose(one.pred["image"], bare.pred["image"], rtol=1e-4, atol=1e-5)
+    assert close, "pred: one group of all tokens changes it"
+    assert torch.allclose(last[0], last[1], rtol=1e-4, atol=1e-5), "pred: tokens see another group"
+
+
 def _check_training(model: Backbone, inputs: Inputs) -> None:
     pred = model.train()(*inputs).pred
     squares = [value.square().mean() for value in pred.values()]
@@ -167,3 +232,40 @@ def _check_training(model: Backbone, inputs: Inputs) -> None:
         assert gradient is not None, f"no gradient reaches {name}"
         assert_finite(f"the gradient of {name}", gradient)
     model.eval()
+
+
+def check_token_routing(
+    routing: Mapping[str, Any] | TokenRouting,
+    *,
+    geometry: Geometry | None = None,
+    batch: int = 4,
+) -> None:
+    """Check a token routing: blocks, different ids in order, and that only `rng` matters.
+
+    Args:
+        routing: A config of a registered routing, or an object.
+        geometry: Sizes to build it with; a toy geometry of 12 blocks by default.
+        batch: Number of images.
+
+    Raises:
+        AssertionError: If it breaks the contract.
+    """
+    geometry = geometry or toy_geometry(depth=12)
+    built: TokenRouting = build(TOKEN_ROUTINGS, routing, geometry=geometry)
+    first, last = built.first_block, built.last_block
+    assert 1 <= first <= last < geometry.depth, (
+        f"blocks {first}..{last} must lie before the last block {geometry.depth}"
+    )
+    noise = random_tensor(batch, *geometry.streams["image"], seed=1)
+    image = {"image": noise}
+    noised = Noised(image, torch.linspace(0, 1, batch), image, image, image, path=ToyPath())
+    state = torch.get_rng_state()
+    route, again = (built.draw(noised, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state()), "draw must not use the global generator"
+    assert torch.equal(route.kept, again.kept), "draw must be a function of the generator's state"
+    assert (route.first, route.last) == (first, last), "the route has other blocks"
+    kept, count = route.kept, geometry.grid[0] * geometry.grid[1]
+    assert kept.dtype == torch.long and kept.ndim == 2, "kept must be int64 [B, K]"
+    assert len(kept) == batch and 1 <= kept.shape[1] <= count, f"kept is {list(kept.shape)}"
+    assert kept.min() >= 0 and kept.max() < count, f"ids must be in 0..{count - 1}"
+    assert (kept.diff(dim=1) > 0).all(), "ids must be different and ascending"

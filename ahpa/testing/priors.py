@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..registry import PRIORS, TOKENIZERS, build
 from ..registry.contracts import (
+    WHOLE,
     Backbone,
     BackboneOutput,
     Clean,
@@ -22,6 +23,7 @@ from ..registry.contracts import (
     Tap,
     TargetView,
     Tokenizer,
+    TokenPlan,
 )
 from .common import assert_half_precision, random_tensor, toy_geometry
 from .tokenizers import check_levels
@@ -148,6 +150,7 @@ class ToyBackbone(Backbone):
         cond: Any,
         taps: frozenset[Tap] = frozenset(),
         stop: int | None = None,
+        plan: TokenPlan = WHOLE,
     ) -> BackboneOutput:
         """Return the tapped blocks; the prediction is the input."""
         patches = nn.functional.unfold(x["image"], self.patch, stride=self.patch)

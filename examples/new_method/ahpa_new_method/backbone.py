@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahpa.registry import BACKBONES, ConfigError
-from ahpa.registry.contracts import Backbone, BackboneOutput, Streams, Tap
+from ahpa.registry.contracts import WHOLE, Backbone, BackboneOutput, Streams, Tap, TokenPlan
 from ahpa.registry.validation import positive, positive_int
 
 
@@ -213,6 +213,7 @@ class RotaryTransformer(Backbone):
         cond: Any,
         taps: frozenset[Tap] = frozenset(),
         stop: int | None = None,
+        plan: TokenPlan = WHOLE,
     ) -> BackboneOutput:
         """Predict the velocity of the image; see `Backbone.forward`."""
         self.check_taps(taps)
