@@ -74,6 +74,10 @@ VISION = "ahpa/priors/vision.py"
 BACKBONE = "ahpa/backbones/base.py"
 LABELS = "ahpa/conditioning/labels.py"
 LAYERS = "ahpa/backbones/layers.py"
+LANES = "ahpa/backbones/lanes.py"
+ROUTING = "ahpa/backbones/token_routing.py"
+DENOISER = "ahpa/engine/denoiser.py"
+TOKEN_TIME = "ahpa/flow/token_time.py"
 
 FORMULAS = tests("engine_formulas")
 
@@ -791,6 +795,76 @@ BACKBONES = (
         "t = 1 - t if self.reversed_time else t",
         "t = t * 1",
         tests("sit"),
+    ),
+    Mutant(
+        "skipped-tokens-are-lost",
+        LANES,
+        "return self.waiting.to(h.dtype).scatter(1, index, h)",
+        "return torch.zeros_like(self.waiting).scatter(1, index, h)",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "route-entered-too-late",
+        LANES,
+        "block != self.route.first:",
+        "block != self.route.first + 1:",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "condition-not-gathered",
+        LANES,
+        "return gather_tokens(c, self.route.kept, self.prefix)",
+        "return c[:, : self.prefix + self.route.kept.shape[1]]",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "groups-attend-to-each-other",
+        LANES,
+        "(groups[:, :, None] == groups[:, None, :])",
+        "(groups[:, :, None] == groups[:, :, None])",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "kept-tokens-not-drawn",
+        ROUTING,
+        "uniform.argsort(1)[:, : self.count]",
+        "uniform.argsort(1)[:1, : self.count].expand(len(t), -1)",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "target-of-other-tokens",
+        ALIGNMENT,
+        "target = tokens.gather_from(target)",
+        "target = target[:, : tokens.tokens.shape[1]]",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "route-while-sampling",
+        DENOISER,
+        "routing = self.token_routing if self.training else None",
+        "routing = self.token_routing",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "one-time-for-all-groups",
+        TOKEN_TIME,
+        ".gather(1, groups), groups",
+        ".gather(1, 0 * groups), groups",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "teacher-without-groups",
+        INTERNAL,
+        'groups = view.plan.groups if self.token_times == "groups" else None',
+        "groups = None",
+        tests("token_routes"),
+    ),
+    Mutant(
+        "one-step-back-per-token",
+        INTERNAL,
+        "self.step_back(t, rng).gather(1, groups)",
+        "self.step_back(t, rng)",
+        tests("token_routes"),
     ),
     Mutant(
         "dropout-to-the-last-class",
