@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {  # component -> options that --demo sets
         "shift": None,
         "mean": None,
         "std": None,
+        "statistics": None,
     },
     "TimmEncoder": {
         "model": "bundled",

@@ -11,6 +11,10 @@ COMMANDS = {  # name -> (module, what it does)
     "sample": ("sample", "draw samples from a checkpoint, a run, a published folder or a Hub id"),
     "publish": ("publish", "make a run a folder to share"),
     "import-weights": ("import_weights", "read published checkpoints, and write ours as such"),
+    "latent-statistics": (
+        "latent_statistics",
+        "measure mean and deviation of an autoencoder's latents over a data set",
+    ),
     "list": ("list_components", "list every registered component"),
     "configs": ("list_configs", "list the shipped configs, or print where they are"),
 }

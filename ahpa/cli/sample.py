@@ -78,9 +78,8 @@ def run(arguments: Sequence[str] | None) -> int:
     if args.config:
         configs.load(args.config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = load_generator(
-        args.checkpoint, tokenizer=tokenizer_config(args), device=device, weights=args.weights
-    )
+    vae = "bundled" if args.demo else args.vae
+    generator = load_generator(args.checkpoint, vae=vae, device=device, weights=args.weights)
     wanted = wanted_conditions(args, generator.conditioner)
     images = generator.batches(
         wanted,
@@ -97,12 +96,6 @@ def run(arguments: Sequence[str] | None) -> int:
     write_samples(images, wanted, out)
     print(f"{args.num} samples: {out}")
     return 0
-
-
-def tokenizer_config(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the tokenizer that --demo or --vae names; None for the run's own."""
-    source = "bundled" if args.demo else args.vae
-    return None if source is None else {"type": "KLAutoencoder", "source": source}
 
 
 def wanted_conditions(args: argparse.Namespace, conditioner: Conditioner) -> list[Any]:

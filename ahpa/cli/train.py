@@ -15,6 +15,7 @@ from ..engine import signals
 from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
+from ..engine.weights import with_autoencoder
 from ..registry.contracts import Dataset
 from ..registry.locations import find_config
 from . import demo
@@ -96,7 +97,8 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
         configs.check_keys(cfg)
         demo.make_small(cfg, keep_data=args.data is not None)
     if args.vae is not None:
-        cfg["model"]["tokenizer"] = {"type": "KLAutoencoder", "source": args.vae}
+        own = cfg["model"].get("tokenizer") or {}
+        cfg["model"]["tokenizer"] = with_autoencoder(own, args.vae)
     if args.max_iters is not None:
         cfg["train_cfg"]["max_iters"] = args.max_iters
     if args.seed is not None:

@@ -66,6 +66,7 @@ def dry_run(cfg: Mapping[str, Any]) -> DryRun:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     model.parts.to(device)
+    model.parts.check_scale = False  # the images are noise
     options = {**cfg["optim_wrapper"], "accumulative_counts": 1}
     options["optimizer"] = build_optimizer(options["optimizer"], model)
     optimiser = Optimiser(**options)

@@ -10,13 +10,14 @@ import torch
 from ..registry import UserError
 from ..sampling.generator import Generator
 from .assembly import build_generator_parts
-from .weights import read_run
+from .weights import read_run, with_autoencoder
 
 
 def load_generator(
     source: Path | str,
     *,
     tokenizer: Mapping[str, Any] | None = None,
+    vae: str | None = None,
     device: torch.device | str = "cpu",
     weights: str = "ema",
 ) -> Generator:
@@ -25,6 +26,8 @@ def load_generator(
     Args:
         source: A checkpoint, a run's work dir, a published folder or a Hub id.
         tokenizer: Config of a tokenizer that replaces the run's own.
+        vae: An autoencoder that replaces the run's own, which keeps the run's normalisation of the
+            latents: "bundled", a folder, a file or a Hub id.
         device: Where to sample.
         weights: "ema" for the averaged weights, "model" for the trained ones.
 
@@ -32,6 +35,8 @@ def load_generator(
         UserError: If the weights or the tokenizer's weights are missing or do not fit.
     """
     model, state = read_run(source, weights)
+    if vae is not None:
+        tokenizer = with_autoencoder(tokenizer or model["tokenizer"], vae)
     if tokenizer is not None:
         model = {**model, "tokenizer": tokenizer}
     parts = build_generator_parts(model)

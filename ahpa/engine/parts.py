@@ -3,6 +3,7 @@
 They live outside the trained model, so that its state dict is exactly what is trained.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ from ..registry.contracts import (
 from ..registry.values import repeat
 from .ema import ExponentialMovingAverage
 
+logger = logging.getLogger("ahpa")
+
+LEAST_STD, MOST_STD = 0.25, 4.0  # of a channel of the latents; outside it, a run is warned
+
 
 class StreamSource(NamedTuple):
     """The vector level of a prior that diffuses beside the image."""
@@ -44,6 +49,9 @@ class Parts:
         wanted: {prior: names of the levels that are read}.
         streams: {stream: where it comes from} of the streams beside the image.
         ema: The averaged backbone.
+
+    Attributes:
+        check_scale: Whether to look at the scale of the next batch's latents, and to warn.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class Parts:
         self.ema = ema
         self.device = torch.device("cpu")
         self._verified: set[str] = set()
+        self.check_scale = True
         self.freeze()
 
     def modules(self) -> dict[str, nn.Module]:
@@ -131,6 +140,9 @@ class Parts:
             images = images.float() / 255
         features = dict(batch.get("features", {}))
         encoded = self._encode_images(batch, images, self._tokenizer_levels(features))
+        if self.check_scale and encoded.mean is not None:
+            warn_of_scale(encoded.mean)
+            self.check_scale = False
         clean = Clean(
             streams={"image": encoded.sample(rng)},
             images=images,
@@ -191,9 +203,10 @@ class Parts:
             given = view.clean.features.get(name)
             features = prior(view, levels) if given is None else given
             features = {level: x.detach() for level, x in features.items()}
-            if name not in self._verified:
-                verify_features(f"model.priors.{name}", features, prior.levels, levels, view.noised)
-                self._verified.add(name)
+            place = f"model.priors.{name}"
+            if place not in self._verified:
+                verify_features(place, features, prior.levels, levels, view.noised)
+                self._verified.add(place)
             found[name] = repeat_views(features, view.noised)
         return found
 
@@ -205,6 +218,24 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: to_device(part, device) for key, part in value.items()}
     return value
+
+
+def warn_of_scale(latents: Tensor) -> None:
+    """Warn once of latents whose scale is far from that of the noise.
+
+    Args:
+        latents: Latents [B, C, h, w] of the first batch, in the diffusion's scale.
+    """
+    deviation = latents.float().std((0, 2, 3)).cpu()  # [C]
+    if deviation.min() >= LEAST_STD and deviation.max() <= MOST_STD:
+        return
+    shown = ", ".join(f"{value:.3g}" for value in deviation.tolist())
+    logger.warning(
+        "model.tokenizer: the latents' standard deviation is %s by channel in the first batch, "
+        "against 1 of the noise. t means another signal-to-noise ratio then: set model.tokenizer's "
+        "mean and std (ahpa latent-statistics measures them).",
+        shown,
+    )
 
 
 def repeat_views(features: Features, noised: Noised) -> Features:

@@ -24,6 +24,22 @@ NEEDED = ("resolution", "tokenizer", "backbone")  # keys of a config's model sec
 IMPORTS = ("custom_imports", "_import_", "_base_", "auto_map", "trust_remote_code")
 
 
+NORMALISATION = ("scale", "shift", "mean", "std", "statistics")  # options of KLAutoencoder
+
+
+def with_autoencoder(tokenizer: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return a tokenizer's config with another autoencoder.
+
+    How the latents are normalised belongs to the model that is trained on them, so it stays.
+
+    Args:
+        tokenizer: Config of the model's tokenizer.
+        source: The other autoencoder: "bundled", a folder, a file or a Hub id.
+    """
+    kept = {key: tokenizer[key] for key in NORMALISATION if tokenizer.get(key) is not None}
+    return {"type": "KLAutoencoder", "source": source, **kept}
+
+
 def read_run(source: Path | str, weights: str = "ema") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a trained backbone.
 

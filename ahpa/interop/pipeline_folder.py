@@ -18,7 +18,7 @@ from torch import Tensor
 from ..backbones.sit import SiT
 from ..engine import checkpoint
 from ..engine.assembly import build_generator_parts
-from ..engine.weights import read_run
+from ..engine.weights import read_run, with_autoencoder
 from ..flow.discrete import DiscretePath
 from ..flow.flows import ContinuousFlow
 from ..registry import TOKENIZERS, UserError, build
@@ -148,7 +148,7 @@ def write_pipeline(
     target = Path(target)
     model, state = read_run(source, weights)
     if vae:
-        model = {**model, "tokenizer": {"type": "KLAutoencoder", "source": vae}}
+        model = {**model, "tokenizer": with_autoencoder(model["tokenizer"], vae)}
     check_fits(source, model["backbone"], model["tokenizer"])
     needed = ("resolution", "tokenizer", "backbone", "flow")
     parts = build_generator_parts({key: model[key] for key in needed if key in model})

@@ -14,7 +14,14 @@ from safetensors.torch import save_file
 from .. import __version__
 from ..engine import checkpoint
 from ..engine.assembly import DEFAULTS
-from ..engine.weights import CONFIG, FORMAT, WEIGHTS, backbone_of, refuse_code
+from ..engine.weights import (
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    backbone_of,
+    refuse_code,
+    with_autoencoder,
+)
 from ..registry import CONDITIONERS
 from ..registry.files import whole_folder
 
@@ -58,7 +65,7 @@ def publish(
     config = dict(meta["config"])
     model = dict(config.pop("model"))
     if vae:
-        model["tokenizer"] = {"type": "KLAutoencoder", "source": vae}
+        model["tokenizer"] = with_autoencoder(model["tokenizer"], vae)
     state = {key: value.contiguous() for key, value in backbone_of(saved, weights).items()}
     modules = (config.get("custom_imports") or {}).get("imports", ())
     described = {

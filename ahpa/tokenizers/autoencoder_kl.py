@@ -17,6 +17,7 @@ from ..registry.contracts import Encoded, LevelSpec, Tokenizer
 from ..registry.precision import dtype_of, full_precision
 from ..registry.validation import boolean, choice, number, positive
 from . import sources
+from .statistics import PUBLISHED
 
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp of the posterior's log variance
 DECODE_BATCH = 16  # images decoded at once
@@ -28,7 +29,9 @@ class KLAutoencoder(Tokenizer):
 
     Latents are z = (raw - shift) * scale, or z = (raw - mean) / std per channel. By default the
     factors of the autoencoder's config.json apply; for a single file of 4 channels Stable
-    Diffusion's 0.18215.
+    Diffusion's 0.18215. That factor leaves Stable Diffusion's latents a variance of about 0.52, so
+    with it the signal-to-noise ratio at the same t is about half of what per-channel statistics
+    give (iREPA and AHPA use such statistics).
 
     Levels are the outputs of the encoder's layers in the order in which an image passes them, 15
     for Stable Diffusion: `conv_in`; in each of four blocks two residual layers and, except in the
@@ -43,6 +46,8 @@ class KLAutoencoder(Tokenizer):
         shift: Offset of the latents.
         mean: Mean of each latent channel, instead of `shift`.
         std: Standard deviation of each latent channel, instead of `scale`.
+        statistics: Name of published `mean` and `std`, instead of both: "sd-imagenet" (Stable
+            Diffusion's encoder on ImageNet). `ahpa latent-statistics` measures others.
         precision: "fp32", "bf16" or "fp16", of weights and computation; levels come in it, the
             posterior and decoded images are float32.
         channels_last: Whether convolutions use the channels-last memory format.
@@ -65,6 +70,7 @@ class KLAutoencoder(Tokenizer):
         shift: float | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        statistics: str | None = None,
         precision: str = "fp32",
         channels_last: bool = True,
     ) -> None:
@@ -86,6 +92,12 @@ class KLAutoencoder(Tokenizer):
         self.levels = level_specs(
             channels, config["layers_per_block"], config["mid_block_add_attention"]
         )
+        if statistics is not None:
+            if (scale, shift, mean, std) != (None,) * 4:
+                raise ConfigError(
+                    "statistics: replaces scale, shift, mean and std; leave them out."
+                )
+            mean, std = PUBLISHED[choice("statistics", statistics, tuple(PUBLISHED))]
         if mean is None and std is None:
             self._offset, self._factor = self._scale_and_shift(scale, shift)
         elif scale is None and shift is None:
