@@ -164,7 +164,7 @@ def test_the_joint_pass_written_out():
     net = moved(MMDIT)
     x, t, cond = streams(2), torch.tensor([0.2, 0.7]), TextCond(torch.randn(2, 5, 20))
     out, w = net(x, t, cond, taps=frozenset({Tap(1), Tap(2), Tap(3)})), net.state_dict()
-    token = norm(linear(w, "cls_projectors2", x["cls"]), eps=1e-5)
+    token = norm(linear(w, "cls_projectors2", x["cls"]), eps=1e-6)
     token = token * w["wg_norm.weight"] + w["wg_norm.bias"]
     patches = net.x_embedder(x["image"]) + net.pos_embed
     image = torch.cat([token[:, None], patches], 1)  # [B, 17, D]

@@ -286,6 +286,8 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
         for part in ("type", "source", "router", "criteria", "weight", "out_dim"):
             assert own[name].get(part) == wanted[name].get(part), part
         head, first = (dict(alignments[name]["projector"]) for alignments in (own, wanted))
+        if size == "mmdit" and first.get("init") == "xavier":
+            assert head.pop("init") == "torch" and first.pop("init")
         if method in ("sra", "sra2"):
             assert head.pop("hidden_dim") == 2 * cfg["backbone"]["hidden_size"] and first.pop(
                 "hidden_dim"
@@ -297,6 +299,45 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
     assert cfg["resolution"] == (512 if "512px" in size else 256)
     loss = "HybridLoss" if size.startswith("dit") else "FlowMatchingLoss"
     assert cfg["flow_loss"] == {**base["flow_loss"], "type": loss}
+
+
+def drawn_from_xavier(path, name):
+    """Whether the source of an alignment's head starts it so: REPA, REG and SRA, but for text."""
+    bricks = {f"{base.parent.name}/{base.stem}" for base in family(path)}
+    methods = {"methods/repa", "methods/reg", "methods/sra"} & bricks
+    return bool(methods) and name == "main" and "backbones/mmdit" not in bricks
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_heads_start_as_in_the_official_codes(path):
+    for name, alignment in configs.load(path)["model"]["alignments"].items():
+        found = alignment.get("projector", {}).get("init", "torch")
+        assert found == ("xavier" if drawn_from_xavier(path, name) else "torch"), name
+
+
+@pytest.mark.parametrize(
+    ("name", "xavier"),
+    [
+        ("repa_sit-b", True),
+        ("reg_sit-b", True),
+        ("sra_dit-b", True),
+        ("ahpa-repa_sit-b", True),
+        ("ahpa-reg_sit-b", True),
+        ("repa_mmdit", False),
+        ("reg_mmdit", False),
+        ("sra_mmdit", False),
+        ("irepa_sit-b", False),
+        ("ahpa_sit-b", False),
+    ],
+)
+def test_the_weights_that_training_starts_from(name, xavier):
+    """Xavier heads have zero biases; MMDiT has torch's weights where adaLN-Zero has zeros."""
+    path = ROOT / "configs" / f"{name}.py"
+    model = build_model(cli.training_config(arguments(path, demo=True))["model"])
+    layers = [m for m in model.alignments["main"].projector.modules() if hasattr(m, "bias")]
+    assert layers and all(bool((layer.bias == 0).all()) == xavier for layer in layers)
+    modulations = [p for n, p in model.backbone.named_parameters() if "adaLN_modulation.1" in n]
+    assert all(bool((p == 0).all()) == ("mmdit" not in name) for p in modulations)
 
 
 def test_the_teachers_of_dit_draw_whole_steps():
