@@ -253,7 +253,8 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("sra_sit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.2)),
     ("sra2_sit-b", dict(tap=2, groups=[1], router="StaticRouter", out_dim=16, weight=1.0)),
     ("sra2_sit-l", dict(tap=8, groups=[1], router="StaticRouter", out_dim=16, weight=1.0)),
-    ("sra_dit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.2)),
+    ("sra_dit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.04)),
+    ("sra_sit-b_cosine", dict(tap=3, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
     ("repa_mmdit", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
 ]
 
@@ -283,6 +284,8 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
     own, wanted = ({**c["alignments"]} for c in (cfg, base))
     assert set(own) == set(wanted) and set(cfg["priors"]) == set(base["priors"])
     for name in own:
+        if method == "sra" and size.startswith("dit"):  # as in its DiT code
+            assert (own[name].pop("weight"), wanted[name].pop("weight")) == (0.04, 0.2)
         for part in ("type", "source", "router", "criteria", "weight", "out_dim"):
             assert own[name].get(part) == wanted[name].get(part), part
         head, first = (dict(alignments[name]["projector"]) for alignments in (own, wanted))
@@ -340,8 +343,28 @@ def test_the_weights_that_training_starts_from(name, xavier):
     assert all(bool((p == 0).all()) == ("mmdit" not in name) for p in modulations)
 
 
+SMOOTH_L1 = dict(l1=dict(type="SmoothL1Loss", beta=0.05))
+COSINE = dict(cosine=dict(type="CosineLoss", over="tokens"))
+
+
+@pytest.mark.parametrize("backbone", ["sit", "dit"])
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+@pytest.mark.parametrize("knob", ["", "_cosine"])
+def test_sras_recipe_is_that_of_its_code(backbone, size, knob):
+    """Clipping at 1.0, no flips; smooth L1 of 0.2 (DiT: 0.04), or the later default, a cosine."""
+    cfg = configs.load(ROOT / "configs" / f"sra_{backbone}-{size}{knob}.py")
+    alignment = cfg["model"]["alignments"]["main"]
+    assert alignment["criteria"] == (COSINE if knob else SMOOTH_L1)
+    assert alignment["weight"] == (0.5 if knob else {"sit": 0.2, "dit": 0.04}[backbone])
+    assert cfg["optim_wrapper"]["clip_grad"] == 1.0
+    assert cfg["optim_wrapper"]["optimizer"]["lr"] == 1e-4
+    assert cfg["train_dataloader"]["dataset"]["flip"] is False
+    assert (cfg["model"]["priors"]["ema"].get("steps") == 1000) == (backbone == "dit")
+
+
 def test_the_teachers_of_dit_draw_whole_steps():
-    for name, block in (("sra_dit-b", 8), ("sra_dit-l", 16), ("sra_dit-xl", 16)):
+    blocks = {"sra_dit-b": 8, "sra_dit-l": 16, "sra_dit-xl": 16, "sra_dit-xl_cosine": 16}
+    for name, block in blocks.items():
         prior = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")).parts.priors[
             "ema"
         ]

@@ -1,5 +1,7 @@
 """SRA: the averaged model at a cleaner time as the teacher, smooth L1, weight 0.2 (the paper's).
 
+Since July 2026 SRA's code has a cosine by default and calls smooth L1 legacy: `sra_cosine.py`.
+
 The latents are sd-vae-ft-ema's; the head starts from Xavier's distribution, as in SRA's code. The
 config sets the blocks of student and teacher, `alignments.main.tap` and `priors.ema.block`, and the
 head's width, twice the model's.
