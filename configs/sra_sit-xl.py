@@ -10,8 +10,6 @@ Paper: AHPA Table 4, row "+ SRA" (800 epochs): FID 1.58, sFID 4.65, IS 305.7, Pr
     0.63.
 Paper: AHPA Table G.20, row "+ SRA" (800 epochs): FID 1.58, sFID 4.65, IS 305.7, Precision 0.8,
     Recall 0.63.
-Paper: AHPA Table 6, row "+ SRA": TS_iter_per_s 5.1, GFLOPs 197.6.
-Paper: AHPA Table I.21, row "+ SRA": TS_iter_per_s 5.1, GFLOPs 197.57, latency_ms 30.9.
 """
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/repa.py"]

@@ -5,6 +5,7 @@ Full size is on the meta device. Tables are complete, and the map of the configs
 
 import argparse
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -24,6 +25,8 @@ from ahpa.engine.optimiser import Optimiser, build_optimizer
 from ahpa.registry.contracts import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+config_map = importlib.import_module("config_map")
 ALL = sorted((ROOT / "configs").glob("*.py"))
 BRICKS = sorted((ROOT / "configs" / "_base_").rglob("*.py"))
 ROOMS = ("backbones", "methods", "recipes")
@@ -214,10 +217,64 @@ def test_table_rows_lead_to_configs(path):
     table = json.loads(path.read_text())
     assert table["rows"]
     for row in table["rows"]:
-        header = (ROOT / row["config"]).read_text().split('"""')[1].replace("\n    ", " ")
-        named = f'Table {table["table"]}, row "{row["row"]}"'
-        named += f" ({row['epochs']} epochs)" if "epochs" in row else ""
-        assert named in header, f"{row['config']} does not name its row"
+        header = config_map.read_header(ROOT / row["config"])
+        assert config_map.row_line(table, row) in header, f"{row['config']} does not quote its row"
+
+
+def test_no_header_quotes_a_row_that_leads_elsewhere():
+    tables = [json.loads(path.read_text()) for path in TABLES]
+    lines = [config_map.row_line(table, row) for table in tables for row in table["rows"]]
+    quoted = [
+        line
+        for path in ALL
+        for line in config_map.read_header(path).splitlines()
+        if line.startswith("Paper: AHPA Table")
+    ]
+    assert sorted(quoted) == sorted(lines)
+
+
+def recipe(path):
+    """Learning rate, clipping and flips of a config."""
+    cfg = configs.load(path)
+    wrapper = cfg["optim_wrapper"]
+    flip = cfg["train_dataloader"]["dataset"].get("flip")
+    return wrapper["optimizer"]["lr"], wrapper["clip_grad"], flip
+
+
+@pytest.mark.parametrize("path", TABLES, ids=_name)
+def test_rows_that_a_table_compares_have_one_recipe(path):
+    """But for rows that quote other papers, which say so; AHPA's own is lr 2e-4, clip 2.0."""
+    table = json.loads(path.read_text())
+    rows = [row for row in table["rows"] if row.get("recipe") != "published"]
+    text_to_image = table["table"] in ("5", "C.12")
+    wanted = (1e-4, 1.0, None) if text_to_image else (2e-4, 2.0, False)
+    assert {recipe(ROOT / row["config"]) for row in rows} == {wanted}
+    quoted = {row["config"] for row in table["rows"]} - {row["config"] for row in rows}
+    allowed = {"3": 1, "4": 6, "F.19": 2, "G.20": 6}  # rows at published lengths
+    assert len(quoted) == allowed.get(table["table"], 0)
+
+
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+def test_vanilla_and_ahpa_differ_in_the_alignment_alone(size):
+    vanilla, ahpa = (
+        configs.load(ROOT / "configs" / f"{name}.py")
+        for name in (f"sit-{size}_matched", f"ahpa_sit-{size}")
+    )
+    parts = ("alignments", "priors")
+    assert vanilla["model"].pop("alignments") == {} and vanilla["model"].pop("priors") == {}
+    assert all(ahpa["model"].pop(part) for part in parts)
+    assert vanilla == ahpa
+
+
+@pytest.mark.parametrize("method", ["repa", "sra2"])
+def test_the_baselines_of_ahpas_readme_are_at_block_7(method):
+    own, matched = (
+        configs.load(ROOT / "configs" / f"{method}_sit-xl_{knob}.py")
+        for knob in ("block-7", "matched")
+    )
+    assert own["model"]["alignments"]["main"].pop("tap") == 7
+    assert matched["model"]["alignments"]["main"].pop("tap") == 8
+    assert own == matched
 
 
 def test_no_runnable_row_of_the_paper_is_missing(shared):
