@@ -299,6 +299,7 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("ahpa_sit-b_block-8", dict(tap=8, groups=[4, 4], router="MLPRouter")),
     ("ahpa_sit-b_partition", dict(tap=3, groups=[15] * 4, router="PartitionRouter", out_dim=2048)),
     ("ahpa_sit-b_router-lut", dict(tap=3, groups=[4, 4], router="LUTRouter")),
+    ("ahpa_sit-b_control-constant-weights", dict(tap=3, groups=[4, 4], router="LUTRouter")),
     ("repa_sit-b", dict(tap=4, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
     (
         "repa_sit-xl_matched",
@@ -495,6 +496,30 @@ def test_the_cost_table_of_the_docs(name):
         pair(*teacher),
         shown(step, 1e9, 2),
     ]
+
+
+def test_the_control_learns_one_set_of_weights_for_all_t():
+    """As `ahpa_sit-b` but for the router, whose only row is learned and the same at every t."""
+    own, ahpa = (
+        configs.load(ROOT / "configs" / f"{name}.py")["model"]
+        for name in ("ahpa_sit-b_control-constant-weights", "ahpa_sit-b")
+    )
+    table = own["alignments"]["main"].pop("router")
+    assert table == dict(type="LUTRouter", groups="4/4", bins=1)
+    assert ahpa["alignments"]["main"].pop("router")["groups"] == table["groups"] and own == ahpa
+    path = ROOT / "configs" / "ahpa_sit-b_control-constant-weights.py"
+    router = build_model(cli.training_config(arguments(path, demo=True))["model"]).alignments
+    router = router["main"].router
+    assert {name: tuple(p.shape) for name, p in router.named_parameters()} == {
+        "alpha_table": (1, 8),
+        "beta_table": (1, 2),
+    }
+    torch.nn.init.normal_(router.alpha_table)
+    torch.nn.init.normal_(router.beta_table)
+    alpha, beta = router.weights(torch.linspace(0, 1, 11))
+    for weights in (*alpha.values(), beta):
+        assert torch.equal(weights, weights[:1].expand_as(weights))
+        assert not torch.allclose(weights, weights.mean(-1, keepdim=True))  # not uniform
 
 
 def test_multi_is_three_alignments_of_a_third():
