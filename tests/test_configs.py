@@ -522,6 +522,13 @@ def test_the_control_learns_one_set_of_weights_for_all_t():
         assert not torch.allclose(weights, weights.mean(-1, keepdim=True))  # not uniform
 
 
+def test_sara_is_told_from_its_namesake():
+    """SARA (arXiv:2503.08253) shares its name with a video method (arXiv:2605.07800)."""
+    for file in ("configs/_base_/methods/sara.py", "docs/methods/sara.md"):
+        text = (ROOT / file).read_text()
+        assert "arXiv:2503.08253" in text and "arXiv:2605.07800" in text, file
+
+
 def test_multi_is_three_alignments_of_a_third():
     model = configs.check_config(configs.load(ROOT / "configs" / "static-g4_sit-b_block-3-4-8.py"))
     assert sorted(a.tap for a in model.alignments.values()) == [3, 4, 8]
