@@ -1,5 +1,7 @@
 """AHPA with a lookup table of t (10 bins) as router.
 
+The paper gives no number of bins; 10 uniform ones are from its public review.
+
 Command: python tools/train.py configs/ahpa_sit-b_router-lut.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: AHPA Table D.17, row "Exp 4": FID 27.2.

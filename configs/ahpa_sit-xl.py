@@ -15,6 +15,8 @@ Paper: AHPA Table 4, row "+ AHPA" (400 epochs): FID 1.56, sFID 4.15, IS 308.2, P
     Recall 0.63.
 Paper: AHPA Table 4, row "+ AHPA" (800 epochs): FID 1.4, sFID 4.12, IS 317.5, Precision 0.81, Recall
     0.64.
+Paper: AHPA Table 6, row "+ AHPA": TS_iter_per_s 7.4, GFLOPs 119.9, EFP_M 2.5.
+Paper: AHPA Table E.18, row "AHPA": FID 8.1, sFID 4.9, gsnr_avg 11.6.
 Paper: AHPA Table G.20, row "+ AHPA" (100 epochs): FID 2.15, sFID 4.38, IS 265.4, Precision 0.81,
     Recall 0.58.
 Paper: AHPA Table G.20, row "+ AHPA" (200 epochs): FID 1.78, sFID 4.26, IS 291.8, Precision 0.82,
@@ -23,10 +25,8 @@ Paper: AHPA Table G.20, row "+ AHPA" (400 epochs): FID 1.56, sFID 4.15, IS 308.2
     Recall 0.63.
 Paper: AHPA Table G.20, row "+ AHPA" (800 epochs): FID 1.4, sFID 4.12, IS 317.5, Precision 0.81,
     Recall 0.64.
-Paper: AHPA Table 6, row "+ AHPA": TS_iter_per_s 7.4, GFLOPs 119.9, EFP_M 2.5.
 Paper: AHPA Table I.21, row "+ AHPA": TS_iter_per_s 7.4, GFLOPs 119.85, latency_ms 19.8, EFP_M 0 +
     2.5.
-Paper: AHPA Table E.18, row "AHPA": FID 8.1, sFID 4.9, gsnr_avg 11.6.
 """
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/ahpa.py", "_base_/recipes/ahpa.py"]

@@ -16,3 +16,4 @@ _base_ = [
 ]
 _base_.model.merge(_base_._reg)
 _base_.model.alignments.main.tap = 8
+_base_.model.alignments.main.projector.init = "torch"

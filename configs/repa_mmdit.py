@@ -13,3 +13,4 @@ Paper: AHPA Table C.12, row "+ REPA SDE-250": FID 4.74.
 _base_ = ["_base_/backbones/mmdit.py", "_base_/methods/repa.py", "_base_/recipes/mmdit-coco.py"]
 _base_.model.merge(_base_._repa)
 _base_.model.alignments.main.tap = 8
+_base_.model.alignments.main.projector.init = "torch"

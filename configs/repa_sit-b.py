@@ -5,7 +5,6 @@ A three-layer MLP, cosine, weight 0.5: the method's published recipe.
 Command: python tools/train.py configs/repa_sit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
 Paper: the method's own, 400K steps without guidance: FID 24.4.
-Paper: AHPA Table 7, row "REPA (DINOv2-B)": gsnr_high_noise 13.9, gsnr_low_noise 4.2, gsnr_avg 8.5.
 """
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/repa.py", "_base_/recipes/repa.py"]

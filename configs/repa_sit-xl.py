@@ -11,9 +11,6 @@ Paper: AHPA Table 4, row "+ REPA" (800 epochs): FID 1.42, sFID 4.7, IS 311.4, Pr
     0.63.
 Paper: AHPA Table G.20, row "+ REPA" (800 epochs): FID 1.42, sFID 4.7, IS 311.4, Precision 0.8,
     Recall 0.63.
-Paper: AHPA Table 6, row "+ REPA": TS_iter_per_s 6.3, GFLOPs 138.5.
-Paper: AHPA Table I.21, row "+ REPA": TS_iter_per_s 6.3, GFLOPs 138.5, latency_ms 22.81.
-Paper: AHPA Table E.18, row "REPA (DINOv2-B)": FID 8.5, sFID 5.14, gsnr_avg 8.5.
 """
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/repa.py", "_base_/recipes/repa.py"]

@@ -1,4 +1,4 @@
-"""Vanilla SiT-B/2 on the "Consistency VAE".
+"""Vanilla SiT-B/2 on the "Consistency VAE", with AHPA's optimiser (lr 2e-4, clip 2.0).
 
 It is taken to be Stable Diffusion's encoder under another decoder.
 
@@ -7,5 +7,5 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: AHPA Table B.11, row "Consistency VAE Vanilla": FID 24.5, sFID 5.9.
 """
 
-_base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/sit.py"]
+_base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/ahpa.py"]
 _base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema")

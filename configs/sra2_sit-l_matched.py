@@ -1,4 +1,4 @@
-"""SRA2 on SiT-L/2 with AHPA's optimiser (lr 2e-4, clip 2.0), for comparisons under one recipe.
+"""SRA 2 on SiT-L/2 with AHPA's optimiser (lr 2e-4, clip 2.0), for comparisons under one recipe.
 
 Command: torchrun --nproc-per-node 4 tools/train.py configs/sra2_sit-l_matched.py --data
     IMAGENET/train --launcher pytorch

@@ -10,9 +10,6 @@ Paper: AHPA Table 4, row "+ SRA 2" (800 epochs): FID 1.52, sFID 4.63, IS 316.2, 
     Recall 0.62.
 Paper: AHPA Table G.20, row "+ SRA 2" (800 epochs): FID 1.52, sFID 4.63, IS 316.2, Precision 0.82,
     Recall 0.62.
-Paper: AHPA Table 6, row "+ SRA 2": TS_iter_per_s 7.2, GFLOPs 118.6.
-Paper: AHPA Table I.21, row "+ SRA 2": TS_iter_per_s 7.2, GFLOPs 118.55, latency_ms 19.2.
-Paper: AHPA Table E.18, row "SRA 2": FID 13.8, sFID 5.1, gsnr_avg 7.2.
 """
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra2.py", "_base_/recipes/sit.py"]

@@ -1,7 +1,7 @@
 """SRA on DiT-L/2: block 6 aligned with block 16 of the averaged model at a cleaner time.
 
-As in SRA's DiT code the teacher's step is lower by a whole number of 0 .. 199, at least 1. The
-blocks are those of SiT-L [inferred].
+As in SRA's DiT code: the teacher's step is lower by a whole number of 0 .. 199, at least 1; smooth
+L1 of weight 0.04, clipping at 1.0, no flips. The blocks are those of SiT-L [inferred].
 
 Command: torchrun --nproc-per-node 4 tools/train.py configs/sra_dit-l.py --data IMAGENET/train
     --launcher pytorch
@@ -9,7 +9,7 @@ Hardware: 4 GPUs of 80 GB suggested; time not measured (400K steps of batch 256)
 Paper: not a row of a table, and no figure of the method on DiT is known here.
 """
 
-_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/sra_dit.py", "_base_/recipes/dit.py"]
+_base_ = ["_base_/backbones/dit-l.py", "_base_/methods/sra_dit.py", "_base_/recipes/dit_sra.py"]
 _base_.model.merge(_base_._sra)
 _base_.model.alignments.main.tap = 6
 _base_.model.priors.ema.block = 16

@@ -15,3 +15,4 @@ _base_.model.alignments.main.tap = 6
 _base_.model.priors.ema.block = 16
 _base_.model.alignments.main.projector.hidden_dim = 1536
 _base_.model.tokenizer.source = "stabilityai/sd-vae-ft-mse"
+_base_.model.alignments.main.projector.init = "torch"

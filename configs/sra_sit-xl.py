@@ -1,6 +1,6 @@
 """SRA on SiT-XL/2: block 8 aligned with block 20 of the averaged model at a cleaner time.
 
-A two-layer MLP, smooth L1, weight 0.2: the paper's recipe.
+A two-layer MLP, smooth L1, weight 0.2, clipping at 1.0: the paper's recipe.
 
 Command: torchrun --nproc-per-node 8 tools/train.py configs/sra_sit-xl.py --data IMAGENET/train
     --launcher pytorch
@@ -10,11 +10,9 @@ Paper: AHPA Table 4, row "+ SRA" (800 epochs): FID 1.58, sFID 4.65, IS 305.7, Pr
     0.63.
 Paper: AHPA Table G.20, row "+ SRA" (800 epochs): FID 1.58, sFID 4.65, IS 305.7, Precision 0.8,
     Recall 0.63.
-Paper: AHPA Table 6, row "+ SRA": TS_iter_per_s 5.1, GFLOPs 197.6.
-Paper: AHPA Table I.21, row "+ SRA": TS_iter_per_s 5.1, GFLOPs 197.57, latency_ms 30.9.
 """
 
-_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/sit.py"]
+_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/repa.py"]
 _base_.model.merge(_base_._sra)
 _base_.model.alignments.main.tap = 8
 _base_.model.priors.ema.block = 20

@@ -6,7 +6,7 @@ Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256)
 Paper: the method's own, guided, 400 epochs: FID 2.07 (set train_cfg.max_iters=2_000_000 for it).
 """
 
-_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/sit.py"]
+_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/repa.py"]
 _base_.model.merge(_base_._sra)
 _base_.model.alignments.main.tap = 8
 _base_.model.priors.ema.block = 20

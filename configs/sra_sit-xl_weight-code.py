@@ -10,7 +10,7 @@ Hardware: 8 GPUs of 80 GB suggested; time not measured (4M steps of batch 256).
 Paper: the method's own, guided (1.8, t up to 0.7): 400 epochs FID 1.85, 800 epochs 1.58.
 """
 
-_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/sit.py"]
+_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/repa.py"]
 _base_.model.merge(_base_._sra)
 _base_.model.alignments.main.tap = 8
 _base_.model.priors.ema.block = 20

@@ -67,7 +67,7 @@ def test_the_forward_pass_written_out():
     x, t, label = streams(2), torch.tensor([0.2, 0.7]), torch.tensor([1, 10])
     out = net(x, t, label, taps=frozenset({Tap(2)}))
     projected = x["cls"] @ net.cls_projectors2.weight.T + net.cls_projectors2.bias
-    first = F.layer_norm(projected, (48,), net.wg_norm.weight, net.wg_norm.bias)
+    first = F.layer_norm(projected, (48,), net.wg_norm.weight, net.wg_norm.bias, eps=1e-6)
     patches = net.x_embedder(x["image"]) + net.pos_embed
     h = torch.cat([first[:, None], patches], dim=1)
     c = net.t_embedder(t) + net.y_embedder(label)
@@ -82,6 +82,21 @@ def test_the_forward_pass_written_out():
     torch.testing.assert_close(out.pred["cls"], h[:, 0] @ last.weight.T + last.bias)
     wanted = net.unpatchify(net.final_layer.linear(h[:, 1:]))
     torch.testing.assert_close(out.pred["image"], wanted)
+
+
+@pytest.mark.parametrize("cfg", [SIT, DIT, MMDIT], ids=lambda cfg: cfg["type"])
+def test_the_class_tokens_norm_has_regs_eps(cfg):
+    """REG's code divides by sqrt(variance + 1e-6), which a small class vector makes visible."""
+    net = moved(cfg)
+    x = streams(2)
+    x["cls"] = 1e-3 * x["cls"]
+    net.cls_projectors2.bias.data.zero_()
+    token = net.embed(x)[:, 0]
+    projected = x["cls"] @ net.cls_projectors2.weight.T
+    centred = projected - projected.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    wanted = centred / (variance + 1e-6).sqrt() * net.wg_norm.weight + net.wg_norm.bias
+    torch.testing.assert_close(token, wanted)
 
 
 def test_the_class_vector_is_a_key_of_the_tapped_attention():
@@ -149,7 +164,7 @@ def test_the_joint_pass_written_out():
     net = moved(MMDIT)
     x, t, cond = streams(2), torch.tensor([0.2, 0.7]), TextCond(torch.randn(2, 5, 20))
     out, w = net(x, t, cond, taps=frozenset({Tap(1), Tap(2), Tap(3)})), net.state_dict()
-    token = norm(linear(w, "cls_projectors2", x["cls"]), eps=1e-5)
+    token = norm(linear(w, "cls_projectors2", x["cls"]), eps=1e-6)
     token = token * w["wg_norm.weight"] + w["wg_norm.bias"]
     patches = net.x_embedder(x["image"]) + net.pos_embed
     image = torch.cat([token[:, None], patches], 1)  # [B, 17, D]

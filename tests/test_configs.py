@@ -5,6 +5,7 @@ Full size is on the meta device. Tables are complete, and the map of the configs
 
 import argparse
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -24,6 +25,8 @@ from ahpa.engine.optimiser import Optimiser, build_optimizer
 from ahpa.registry.contracts import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+config_map = importlib.import_module("config_map")
 ALL = sorted((ROOT / "configs").glob("*.py"))
 BRICKS = sorted((ROOT / "configs" / "_base_").rglob("*.py"))
 ROOMS = ("backbones", "methods", "recipes")
@@ -214,10 +217,64 @@ def test_table_rows_lead_to_configs(path):
     table = json.loads(path.read_text())
     assert table["rows"]
     for row in table["rows"]:
-        header = (ROOT / row["config"]).read_text().split('"""')[1].replace("\n    ", " ")
-        named = f'Table {table["table"]}, row "{row["row"]}"'
-        named += f" ({row['epochs']} epochs)" if "epochs" in row else ""
-        assert named in header, f"{row['config']} does not name its row"
+        header = config_map.read_header(ROOT / row["config"])
+        assert config_map.row_line(table, row) in header, f"{row['config']} does not quote its row"
+
+
+def test_no_header_quotes_a_row_that_leads_elsewhere():
+    tables = [json.loads(path.read_text()) for path in TABLES]
+    lines = [config_map.row_line(table, row) for table in tables for row in table["rows"]]
+    quoted = [
+        line
+        for path in ALL
+        for line in config_map.read_header(path).splitlines()
+        if line.startswith("Paper: AHPA Table")
+    ]
+    assert sorted(quoted) == sorted(lines)
+
+
+def recipe(path):
+    """Learning rate, clipping and flips of a config."""
+    cfg = configs.load(path)
+    wrapper = cfg["optim_wrapper"]
+    flip = cfg["train_dataloader"]["dataset"].get("flip")
+    return wrapper["optimizer"]["lr"], wrapper["clip_grad"], flip
+
+
+@pytest.mark.parametrize("path", TABLES, ids=_name)
+def test_rows_that_a_table_compares_have_one_recipe(path):
+    """But for rows that quote other papers, which say so; AHPA's own is lr 2e-4, clip 2.0."""
+    table = json.loads(path.read_text())
+    rows = [row for row in table["rows"] if row.get("recipe") != "published"]
+    text_to_image = table["table"] in ("5", "C.12")
+    wanted = (1e-4, 1.0, None) if text_to_image else (2e-4, 2.0, False)
+    assert {recipe(ROOT / row["config"]) for row in rows} == {wanted}
+    quoted = {row["config"] for row in table["rows"]} - {row["config"] for row in rows}
+    allowed = {"3": 1, "4": 6, "F.19": 2, "G.20": 6}  # rows at published lengths
+    assert len(quoted) == allowed.get(table["table"], 0)
+
+
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+def test_vanilla_and_ahpa_differ_in_the_alignment_alone(size):
+    vanilla, ahpa = (
+        configs.load(ROOT / "configs" / f"{name}.py")
+        for name in (f"sit-{size}_matched", f"ahpa_sit-{size}")
+    )
+    parts = ("alignments", "priors")
+    assert vanilla["model"].pop("alignments") == {} and vanilla["model"].pop("priors") == {}
+    assert all(ahpa["model"].pop(part) for part in parts)
+    assert vanilla == ahpa
+
+
+@pytest.mark.parametrize("method", ["repa", "sra2"])
+def test_the_baselines_of_ahpas_readme_are_at_block_7(method):
+    own, matched = (
+        configs.load(ROOT / "configs" / f"{method}_sit-xl_{knob}.py")
+        for knob in ("block-7", "matched")
+    )
+    assert own["model"]["alignments"]["main"].pop("tap") == 7
+    assert matched["model"]["alignments"]["main"].pop("tap") == 8
+    assert own == matched
 
 
 def test_no_runnable_row_of_the_paper_is_missing(shared):
@@ -242,6 +299,7 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("ahpa_sit-b_block-8", dict(tap=8, groups=[4, 4], router="MLPRouter")),
     ("ahpa_sit-b_partition", dict(tap=3, groups=[15] * 4, router="PartitionRouter", out_dim=2048)),
     ("ahpa_sit-b_router-lut", dict(tap=3, groups=[4, 4], router="LUTRouter")),
+    ("ahpa_sit-b_control-constant-weights", dict(tap=3, groups=[4, 4], router="LUTRouter")),
     ("repa_sit-b", dict(tap=4, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
     (
         "repa_sit-xl_matched",
@@ -253,7 +311,8 @@ PAPER_SETTINGS = [  # config, then what the paper's row says of it
     ("sra_sit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.2)),
     ("sra2_sit-b", dict(tap=2, groups=[1], router="StaticRouter", out_dim=16, weight=1.0)),
     ("sra2_sit-l", dict(tap=8, groups=[1], router="StaticRouter", out_dim=16, weight=1.0)),
-    ("sra_dit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.2)),
+    ("sra_dit-xl", dict(tap=8, groups=[1], router="StaticRouter", out_dim=1152, weight=0.04)),
+    ("sra_sit-b_cosine", dict(tap=3, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
     ("repa_mmdit", dict(tap=8, groups=[1], router="StaticRouter", out_dim=768, weight=0.5)),
 ]
 
@@ -283,9 +342,13 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
     own, wanted = ({**c["alignments"]} for c in (cfg, base))
     assert set(own) == set(wanted) and set(cfg["priors"]) == set(base["priors"])
     for name in own:
+        if method == "sra" and size.startswith("dit"):  # as in its DiT code
+            assert (own[name].pop("weight"), wanted[name].pop("weight")) == (0.04, 0.2)
         for part in ("type", "source", "router", "criteria", "weight", "out_dim"):
             assert own[name].get(part) == wanted[name].get(part), part
         head, first = (dict(alignments[name]["projector"]) for alignments in (own, wanted))
+        if size == "mmdit" and first.get("init") == "xavier":
+            assert head.pop("init") == "torch" and first.pop("init")
         if method in ("sra", "sra2"):
             assert head.pop("hidden_dim") == 2 * cfg["backbone"]["hidden_size"] and first.pop(
                 "hidden_dim"
@@ -299,8 +362,67 @@ def test_every_method_is_on_every_backbone_with_its_own_alignment(method, size):
     assert cfg["flow_loss"] == {**base["flow_loss"], "type": loss}
 
 
+def drawn_from_xavier(path, name):
+    """Whether the source of an alignment's head starts it so: REPA, REG and SRA, but for text."""
+    bricks = {f"{base.parent.name}/{base.stem}" for base in family(path)}
+    methods = {"methods/repa", "methods/reg", "methods/sra"} & bricks
+    return bool(methods) and name == "main" and "backbones/mmdit" not in bricks
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_heads_start_as_in_the_official_codes(path):
+    for name, alignment in configs.load(path)["model"]["alignments"].items():
+        found = alignment.get("projector", {}).get("init", "torch")
+        assert found == ("xavier" if drawn_from_xavier(path, name) else "torch"), name
+
+
+@pytest.mark.parametrize(
+    ("name", "xavier"),
+    [
+        ("repa_sit-b", True),
+        ("reg_sit-b", True),
+        ("sra_dit-b", True),
+        ("ahpa-repa_sit-b", True),
+        ("ahpa-reg_sit-b", True),
+        ("repa_mmdit", False),
+        ("reg_mmdit", False),
+        ("sra_mmdit", False),
+        ("irepa_sit-b", False),
+        ("ahpa_sit-b", False),
+    ],
+)
+def test_the_weights_that_training_starts_from(name, xavier):
+    """Xavier heads have zero biases; MMDiT has torch's weights where adaLN-Zero has zeros."""
+    path = ROOT / "configs" / f"{name}.py"
+    model = build_model(cli.training_config(arguments(path, demo=True))["model"])
+    layers = [m for m in model.alignments["main"].projector.modules() if hasattr(m, "bias")]
+    assert layers and all(bool((layer.bias == 0).all()) == xavier for layer in layers)
+    modulations = [p for n, p in model.backbone.named_parameters() if "adaLN_modulation.1" in n]
+    assert all(bool((p == 0).all()) == ("mmdit" not in name) for p in modulations)
+
+
+SMOOTH_L1 = dict(l1=dict(type="SmoothL1Loss", beta=0.05))
+COSINE = dict(cosine=dict(type="CosineLoss", over="tokens"))
+
+
+@pytest.mark.parametrize("backbone", ["sit", "dit"])
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+@pytest.mark.parametrize("knob", ["", "_cosine"])
+def test_sras_recipe_is_that_of_its_code(backbone, size, knob):
+    """Clipping at 1.0, no flips; smooth L1 of 0.2 (DiT: 0.04), or the later default, a cosine."""
+    cfg = configs.load(ROOT / "configs" / f"sra_{backbone}-{size}{knob}.py")
+    alignment = cfg["model"]["alignments"]["main"]
+    assert alignment["criteria"] == (COSINE if knob else SMOOTH_L1)
+    assert alignment["weight"] == (0.5 if knob else {"sit": 0.2, "dit": 0.04}[backbone])
+    assert cfg["optim_wrapper"]["clip_grad"] == 1.0
+    assert cfg["optim_wrapper"]["optimizer"]["lr"] == 1e-4
+    assert cfg["train_dataloader"]["dataset"]["flip"] is False
+    assert (cfg["model"]["priors"]["ema"].get("steps") == 1000) == (backbone == "dit")
+
+
 def test_the_teachers_of_dit_draw_whole_steps():
-    for name, block in (("sra_dit-b", 8), ("sra_dit-l", 16), ("sra_dit-xl", 16)):
+    blocks = {"sra_dit-b": 8, "sra_dit-l": 16, "sra_dit-xl": 16, "sra_dit-xl_cosine": 16}
+    for name, block in blocks.items():
         prior = configs.check_config(configs.load(ROOT / "configs" / f"{name}.py")).parts.priors[
             "ema"
         ]
@@ -374,6 +496,37 @@ def test_the_cost_table_of_the_docs(name):
         pair(*teacher),
         shown(step, 1e9, 2),
     ]
+
+
+def test_the_control_learns_one_set_of_weights_for_all_t():
+    """As `ahpa_sit-b` but for the router, whose only row is learned and the same at every t."""
+    own, ahpa = (
+        configs.load(ROOT / "configs" / f"{name}.py")["model"]
+        for name in ("ahpa_sit-b_control-constant-weights", "ahpa_sit-b")
+    )
+    table = own["alignments"]["main"].pop("router")
+    assert table == dict(type="LUTRouter", groups="4/4", bins=1)
+    assert ahpa["alignments"]["main"].pop("router")["groups"] == table["groups"] and own == ahpa
+    path = ROOT / "configs" / "ahpa_sit-b_control-constant-weights.py"
+    router = build_model(cli.training_config(arguments(path, demo=True))["model"]).alignments
+    router = router["main"].router
+    assert {name: tuple(p.shape) for name, p in router.named_parameters()} == {
+        "alpha_table": (1, 8),
+        "beta_table": (1, 2),
+    }
+    torch.nn.init.normal_(router.alpha_table)
+    torch.nn.init.normal_(router.beta_table)
+    alpha, beta = router.weights(torch.linspace(0, 1, 11))
+    for weights in (*alpha.values(), beta):
+        assert torch.equal(weights, weights[:1].expand_as(weights))
+        assert not torch.allclose(weights, weights.mean(-1, keepdim=True))  # not uniform
+
+
+def test_sara_is_told_from_its_namesake():
+    """SARA (arXiv:2503.08253) shares its name with a video method (arXiv:2605.07800)."""
+    for file in ("configs/_base_/methods/sara.py", "docs/methods/sara.md"):
+        text = (ROOT / file).read_text()
+        assert "arXiv:2503.08253" in text and "arXiv:2605.07800" in text, file
 
 
 def test_multi_is_three_alignments_of_a_third():

@@ -72,6 +72,48 @@ def test_the_latent_is_the_diffused_tensor_in_patches(toys):
             assert torch.equal(found[:, :, row, column], patch.permute(0, 2, 3, 1).flatten(1))
 
 
+def clean_of(latent):
+    return Clean({"image": latent})
+
+
+def test_a_standardised_latent_does_not_depend_on_the_autoencoders_scale():
+    """Each sample by its own mean and standard deviation, written out; the loss of 60 is gone."""
+    latent = random_tensor(3, 4, 8, 8, seed=1)
+    prior, plain = (prior_of(type="LatentPrior", standardise=own) for own in (True, False))
+    found = prior.from_clean(clean_of(60 * latent - 7), ["latent"])["latent"]
+    for sample, own in zip(found, latent):
+        z = (own - own.mean()) / own.var(correction=0).sqrt()
+        wanted = plain.from_clean(clean_of(z[None]), ["latent"])["latent"][0]
+        torch.testing.assert_close(sample, wanted, rtol=1e-4, atol=1e-5)
+    blank = torch.zeros_like(found)
+    losses = [
+        float(nn.functional.smooth_l1_loss(blank, target, beta=0.05))
+        for target in (plain.from_clean(clean_of(60 * latent - 7), ["latent"])["latent"], found)
+    ]
+    assert losses[0] > 30 and 0.5 < losses[1] < 1
+    assert prior.from_clean(clean_of(torch.zeros(1, 4, 8, 8)), ["latent"])["latent"].eq(0).all()
+    with pytest.raises(ConfigError, match="standardise: must be True or False, got 'yes'"):
+        prior_of(type="LatentPrior", standardise="yes")
+
+
+@pytest.mark.parametrize(
+    ("scale", "standardise", "told"),
+    [(1.0, False, None), (5.0, False, "is 5"), (0.1, False, "is 0.1"), (5.0, True, None)],
+)
+def test_a_latent_far_from_unit_scale_is_told_once(scale, standardise, told, caplog):
+    prior = prior_of(type="LatentPrior", standardise=standardise)
+    for seed in (1, 2):
+        latent = random_tensor(3, 4, 8, 8, seed=seed)
+        unit = latent / latent.square().mean().sqrt()
+        prior.from_clean(clean_of(scale * unit), ["latent"])
+    messages = [record.getMessage() for record in caplog.records]
+    if told is None:
+        assert messages == []
+    else:
+        (message,) = messages
+        assert f"root mean square {told}, " in message and "`standardise=True`" in message
+
+
 # ---- the teacher ----------------------------------------------------------------------------
 
 

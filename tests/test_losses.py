@@ -142,7 +142,7 @@ def test_token_weights_written_out(name):
 
 
 @pytest.mark.parametrize(
-    "cfg", [dict(name="CosineLoss", over=1), dict(name="AutocorrelationLoss"),
+    "cfg", [dict(name="CosineLoss", over="tokens"), dict(name="AutocorrelationLoss"),
             dict(name="AdversarialLoss", width=8)], ids=str)  # fmt: skip
 def test_token_weights_are_refused_where_tokens_have_no_value(cfg):
     pred, target = pair()
@@ -150,10 +150,14 @@ def test_token_weights_are_refused_where_tokens_have_no_value(cfg):
         loss_of(**cfg)(pred, target, torch.ones(B, N))
 
 
-def test_cosine_over_tokens_as_in_sras_code():
+@pytest.mark.parametrize(
+    "over, dimension", [("channels", 2), (-1, 2), (2, 2), ("tokens", 1), (1, 1)]
+)
+def test_cosine_over_channels_or_tokens(over, dimension):
+    """SRA's code calls the cosine of [B, N, C] with its default dimension, 1: over tokens."""
     pred, target = pair()
-    wanted = 1 - F.cosine_similarity(pred, target, dim=1).mean()
-    torch.testing.assert_close(loss_of("CosineLoss", over=1)(pred, target), wanted)
+    wanted = 1 - F.cosine_similarity(pred, target, dim=dimension).mean()
+    torch.testing.assert_close(loss_of("CosineLoss", over=over)(pred, target), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -201,6 +205,9 @@ def test_tensors_of_different_shapes_are_refused():
     [
         dict(name="SmoothL1Loss", beta=0),
         dict(name="CosineLoss", over=0),
+        dict(name="CosineLoss", over="batch"),
+        dict(name="CosineLoss", over=True),
+        dict(name="CosineLoss", over=None),
         dict(name="CosineLoss", eps=0),
         dict(name="AutocorrelationLoss", reduction="max"),
         dict(name="AttentionDistillation", heads=0),

@@ -158,7 +158,55 @@ def test_dupas_initialisation():
     assert all((layer.bias == 0).all() for layer in (first, *others))
 
 
+def linears(head):
+    """The layers of a head that have a matrix of weights."""
+    return [layer for layer in head.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+
+
+def test_repas_head_starts_as_in_the_official_code():
+    """Xavier uniform of the three layers: std .0267, .0221, .0267 (torch: .0208, .0128, .0128)."""
+    head = make("MLPProjector", dim=768, out_dim=768, init="xavier")
+    plain = make("MLPProjector", dim=768, out_dim=768)
+    for heads, stds in ((head, (0.0267, 0.0221, 0.0267)), (plain, (0.0208, 0.0128, 0.0128))):
+        found = [float(layer.weight.detach().std()) for layer in linears(heads)]
+        assert found == pytest.approx(list(stds), abs=1e-4)
+    for layer in linears(head):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5  # of U(-bound, bound)
+        assert 0.99 * bound < float(layer.weight.detach().abs().max()) <= bound
+        assert (layer.bias == 0).all()
+    given = Tokens(torch.randn(4, 9, 768, generator=torch.Generator().manual_seed(0)), 0, (3, 3))
+    sizes = [float(part(given).detach().square().mean().sqrt()) for part in (head, plain)]
+    assert sizes == pytest.approx([0.267, 0.055], rel=0.05)  # output rms for unit tokens
+
+
+@pytest.mark.parametrize("name", ["LinearProjector", "MLPProjector", "ConvProjector"])
+def test_every_head_with_weights_can_start_from_xavier(name):
+    head = make(name, dim=64, out_dim=96, init="xavier")
+    for layer in linears(head):
+        outputs, inputs = layer.weight.flatten(1).shape
+        bound = (6 / (inputs + outputs)) ** 0.5
+        assert 0.98 * bound < float(layer.weight.detach().abs().max()) <= bound
+        assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("name", ["LinearProjector", "MLPProjector", "ConvProjector"])
+def test_the_default_start_is_torchs_to_the_bit(name):
+    """No draw is added, so earlier runs start from the same weights."""
+    head, state = make(name), torch.get_rng_state()
+    again = make(name, init="torch")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    for layer in linears(again):
+        layer.reset_parameters()
+    for one, other in zip(head.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 MISTAKES = [
+    (dict(type="MLPProjector", init="xavir"), "init: 'xavir' is unknown; did you mean 'xavier'"),
+    (dict(type="LinearProjector", init=True), "init: True is unknown"),
+    (dict(type="ConvProjector", init="zeros"), "init: 'zeros' is unknown"),
+    (dict(type="MLPProjector", init="xavier", gain=0.5), "gain: .* excludes init='xavier'"),
     (dict(type="ConvProjector", kernel=2), "kernel: must be odd"),
     (dict(type="ConvProjector", kernel=0), "kernel: must be a positive integer"),
     (dict(type="ConvProjector", layers=2, hidden_dim=0), "hidden_dim: must be a positive integer"),

@@ -69,8 +69,8 @@ def read_entry(path: Path) -> Entry:
     if parts is None:
         raise ValueError(f"{path.name}: expected {{method}}_{{backbone}}-{{size}}[_{{knob}}].py")
     method, backbone, knob = parts.groups(default="")
-    if knob == "512px":
-        backbone, knob = f"{backbone} 512 px", ""
+    if knob.split("_")[0] == "512px":
+        backbone, knob = f"{backbone} 512 px", knob.removeprefix("512px").removeprefix("_")
     text = path.read_text()
     blocks = tuple(int(block) for block in re.findall(r"\.?\btap ?= ?(\d+)", text))
     return Entry(path.stem, method, backbone, knob, blocks, read_header(path).splitlines()[0])
@@ -130,14 +130,24 @@ def figures(values: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
+def row_name(row: dict) -> str:
+    """Return the name of a row, with its epochs where rows differ by them."""
+    return row["row"] + (f" ({row['epochs']} epochs)" if "epochs" in row else "")
+
+
+def row_line(content: dict, row: dict) -> str:
+    """Return the line of a config's header that quotes a row of a table."""
+    epochs = f" ({row['epochs']} epochs)" if "epochs" in row else ""
+    quoted = figures(row["paper"]) or "no figure printed"
+    return f'Paper: AHPA Table {content["table"]}, row "{row["row"]}"{epochs}: {quoted}.'
+
+
 def paper_table(path: Path) -> str:
     """Format one table of the paper: row, config, printed and measured figures."""
     content = json.loads(path.read_text())
     rows = []
     for row in content["rows"]:
-        epochs = f" ({row['epochs']} epochs)" if "epochs" in row else ""
-        name = Path(row["config"]).stem
-        cells = [row["row"] + epochs, link(name)]
+        cells = [row_name(row), link(Path(row["config"]).stem)]
         cells += [figures(row["paper"]), figures(row.get("measured", {}))]
         rows.append([cell.replace("|", "\\|") for cell in cells])
     head = f"### Table {content['table']}: {content['title']}\n\n"
@@ -149,7 +159,7 @@ def own_table() -> str:
     rows = []
     for path in sorted(CONFIGS.glob("*.py")):
         for line in re.findall(r"^Paper: (.*)", read_header(path), flags=re.MULTILINE):
-            if re.match(r"the method's(?! figure)|DiT \(", line):
+            if re.match(r"the method's(?! figure)|[DS]iT \(", line):
                 rows.append([link(path.stem), line, ""])
     return table(["config", "printed", "measured"], rows)
 

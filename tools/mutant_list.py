@@ -523,8 +523,8 @@ LOSSES = (
     Mutant(
         "cosine-over-tokens",
         PAIRWISE,
-        "over: int = -1,",
-        "over: int = 1,",
+        'over: str | int = "channels",',
+        'over: str | int = "tokens",',
         tests("losses"),
     ),
     Mutant(

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..registry import PROJECTORS, ConfigError
 from ..registry.contracts import Geometry, Projector, Tokens
-from ..registry.validation import integer, positive, positive_int
+from ..registry.validation import choice, integer, positive, positive_int
+
+INITS = ("torch", "xavier")
 
 
 def meta_call(projector: nn.Module, geometry: Geometry, prefix: int) -> Callable[[], Tensor]:
@@ -32,6 +34,27 @@ def meta_call(projector: nn.Module, geometry: Geometry, prefix: int) -> Callable
     blank = torch.zeros(1, count, geometry.width, device="meta")
     tokens = Tokens(blank, prefix, geometry.grid)
     return lambda: head(tokens)
+
+
+def initialise(head: nn.Module, init: str) -> None:
+    """Set the initial weights of a head's linear layers and convolutions.
+
+    Args:
+        head: The head.
+        init: "torch" leaves PyTorch's own initial weights. "xavier" draws them from Xavier's
+            uniform distribution, a convolution as a linear layer of its patch, and sets biases to
+            zero.
+
+    Raises:
+        ConfigError: If `init` is neither.
+    """
+    if choice("init", init, INITS) == "torch":
+        return
+    for layer in head.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(layer.weight.data.flatten(1))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @PROJECTORS.register_module()
@@ -66,11 +89,13 @@ class LinearProjector(Projector):
     Args:
         dim: Width of the tokens.
         out_dim: Width of the target.
+        init: Initial weights, "torch" or "xavier"; see `initialise`.
     """
 
-    def __init__(self, *, dim: int, out_dim: int) -> None:
+    def __init__(self, *, dim: int, out_dim: int, init: str = "torch") -> None:
         super().__init__()
         self.linear = nn.Linear(dim, out_dim)
+        initialise(self, init)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Map tokens [B, P+N, dim] to [B, P+N, out_dim]."""
@@ -88,8 +113,13 @@ class MLPProjector(Projector):
         hidden_dim: Width of all inner layers.
         hidden_dims: Width of each inner layer, instead of `depth` and `hidden_dim` (the inferred
             widths of SRA 2 differ).
-        gain: None for torch's initialisation; a number for DUPA's: the first layer Kaiming, the
-            others Xavier with this gain, biases zero.
+        init: Initial weights, "torch" or "xavier"; see `initialise`. The official codes of REPA,
+            REG and SRA start the head like the backbone's linear layers: Xavier.
+        gain: A number instead of `init` for DUPA's start: the first layer Kaiming, the others
+            Xavier with this gain, biases zero.
+
+    Raises:
+        ConfigError: If an option is not valid, or if both `gain` and `init` are given.
     """
 
     def __init__(
@@ -100,6 +130,7 @@ class MLPProjector(Projector):
         depth: int = 3,
         hidden_dim: int = 2048,
         hidden_dims: Sequence[int] | None = None,
+        init: str = "torch",
         gain: float | None = None,
     ) -> None:
         super().__init__()
@@ -115,10 +146,15 @@ class MLPProjector(Projector):
             layers += [nn.Linear(width, following), nn.SiLU()]
         layers.pop()  # no activation after the last layer
         self.mlp = nn.Sequential(*layers)
+        initialise(self, init)
         if gain is not None:
-            self._initialise(positive("gain", gain))
+            if init != "torch":
+                raise ConfigError(
+                    f"gain: is a start of its own and excludes init={init!r}; leave one out."
+                )
+            self._initialise_as_dupa(positive("gain", gain))
 
-    def _initialise(self, gain: float) -> None:
+    def _initialise_as_dupa(self, gain: float) -> None:
         first, *others = (layer for layer in self.mlp if isinstance(layer, nn.Linear))
         nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
         for layer in others:
@@ -144,6 +180,7 @@ class ConvProjector(Projector):
         hidden_dim: Width of the blocks, `out_dim` by default.
         norm_groups: Groups of the GroupNorms; by default the largest divisor of the width that
             divides 32 too.
+        init: Initial weights, "torch" (as in iREPA's code) or "xavier"; see `initialise`.
     """
 
     def __init__(
@@ -155,6 +192,7 @@ class ConvProjector(Projector):
         kernel: int = 3,
         hidden_dim: int | None = None,
         norm_groups: int | None = None,
+        init: str = "torch",
     ) -> None:
         super().__init__()
         positive_int("layers", layers)
@@ -172,6 +210,7 @@ class ConvProjector(Projector):
             width = hidden
         self.blocks = nn.Sequential(*blocks)
         self.out = nn.Conv2d(width, out_dim, kernel, padding=kernel // 2)
+        initialise(self, init)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Map tokens [B, N, dim] to [B, N, out_dim].

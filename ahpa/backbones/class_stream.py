@@ -12,7 +12,7 @@ from ..registry import BACKBONES
 from ..registry.contracts import Streams
 from ..registry.validation import positive_int
 from .base import PatchTransformer
-from .layers import FinalLayer, modulate, parts
+from .layers import NORM_EPS, FinalLayer, modulate, parts
 from .mmdit import MMDiT
 from .sit import DiT, SiT
 
@@ -45,9 +45,10 @@ class FinalLayerWithClass(FinalLayer):
 class ClassStream(PatchTransformer):
     """Mixin before a transformer, whose constructor must call `add_class_stream`.
 
-    Token 0 is the noised class vector after Linear and LayerNorm, without a position. The streams
-    are 'image' and 'cls', noised at the same t. For 'cls' the backbone predicts what it predicts
-    for the image (the velocity, or on a discrete path the noise), without a variance.
+    Token 0 is the noised class vector after Linear and LayerNorm (eps 1e-6, as in REG's code),
+    without a position. The streams are 'image' and 'cls', noised at the same t. For 'cls' the
+    backbone predicts what it predicts for the image (the velocity, or on a discrete path the
+    noise), without a variance.
     """
 
     def add_class_stream(self, class_width: int) -> None:
@@ -57,7 +58,7 @@ class ClassStream(PatchTransformer):
         self.prefix = 1
         self.streams = {**self.streams, "cls": (class_width,)}
         self.cls_projectors2 = nn.Linear(class_width, width)
-        self.wg_norm = nn.LayerNorm(width)
+        self.wg_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.final_layer = FinalLayerWithClass(width, self.patch_features, class_width)
         self.initialise()
 

@@ -10,6 +10,8 @@ from ..registry import validation as valid
 from ..registry.contracts import PairLoss
 from ..registry.precision import full_precision
 
+DIMENSIONS = {"channels": 2, "tokens": 1, -1: 2, 2: 2, 1: 1}  # of [B, N, C], by `CosineLoss.over`
+
 
 def pair(
     pred: Tensor,
@@ -78,26 +80,27 @@ class CosineLoss(FullPrecisionLoss):
 
     Args:
         dim: Width C of the vectors.
-        over: The dimension that holds the vectors: -1 (or 2) for channels; 1 for tokens, as in
-            SRA's code, which allows no token weights.
+        over: What a vector runs over: "channels" compares the C values of each token; "tokens"
+            compares the N values of each channel, as SRA's code does, and allows no token weights.
+            The numbers of the dimensions, -1 (or 2) and 1, mean the same.
         eps: Length below which a vector counts as zero. It bounds the gradient by 1 / eps, which
             half precision can hold; for unit vectors it changes the value by 5e-9.
 
     Raises:
-        ConfigError: If `over` is another dimension or `eps` is not above 0.
+        ConfigError: If `over` is neither or `eps` is not above 0.
     """
 
     def __init__(
         self,
         *,
         dim: int,
-        over: int = -1,
+        over: str | int = "channels",
         eps: float = 1e-4,
     ) -> None:
         super().__init__(dim=dim)
-        if over not in (-1, 1, 2):
-            raise ConfigError(f"over: must be -1 (channels) or 1 (tokens), got {over!r}.")
-        self.over = over
+        if over not in DIMENSIONS or isinstance(over, bool):
+            raise ConfigError(f'over: must be "channels" or "tokens", got {over!r}.')
+        self.over = DIMENSIONS[over]
         self.eps = valid.positive("eps", eps)
 
     def cosine(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -113,7 +116,8 @@ class CosineLoss(FullPrecisionLoss):
     def per_token(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return 1 - cosine of each token [B, N]. Raises ValueError for cosines over tokens."""
         if self.over == 1:
-            raise ValueError("CosineLoss: token weights need cosines over channels (over=-1).")
+            message = 'CosineLoss: token weights need cosines over channels (over="channels").'
+            raise ValueError(message)
         return 1 - self.cosine(pred, target)
 
 

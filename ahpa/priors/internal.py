@@ -2,6 +2,7 @@
 time, and a later block of the student's own forward pass."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,32 @@ from ..registry.contracts import (
     TargetView,
     TokenPlan,
 )
-from ..registry.validation import block_number, choice, integer, probability
+from ..registry.validation import block_number, boolean, choice, integer, probability
+
+logger = logging.getLogger("ahpa")
+
+USUAL_RMS = (1 / 3, 3.0)  # of scaled latents; Stable Diffusion's, scaled by 0.18215, have 0.96
+
+
+def standardised(latent: Tensor) -> Tensor:
+    """Give each sample [C, H, W] of a batch mean 0 and standard deviation 1, in float32."""
+    values = latent.float().flatten(1)
+    centred = values - values.mean(1, keepdim=True)
+    deviation = centred.square().mean(1, keepdim=True).sqrt()
+    return (centred / (deviation + 1e-6)).view_as(latent).to(latent.dtype)
+
+
+def warn_of_scale(latent: Tensor) -> None:
+    """Log a warning if the root mean square of a latent is outside `USUAL_RMS`."""
+    rms = float(latent.float().square().mean().sqrt())
+    if USUAL_RMS[0] <= rms <= USUAL_RMS[1]:
+        return
+    logger.warning(
+        "LatentPrior: the latent's root mean square is %.3g, where scaled latents have about 1. It "
+        "is the target, so the method's weight and smooth L1's beta do not fit. Set the "
+        "autoencoder's `model.tokenizer.scale`, or `standardise=True` for the target alone.",
+        rms,
+    )
 
 TOKEN_TIMES = ("min", "mean", "groups")
 
@@ -34,14 +60,23 @@ class LatentPrior(CleanPrior):
     For patches of 2 and latents of 4 channels these are 16. It is the tensor that is diffused,
     sampled and scaled; the paper has no code, so this is inferred.
 
+    SRA 2 compares it by smooth L1 (beta 0.05), so its scale is part of the method: on an
+    autoencoder without its scaling factor a loss of 60 instead of 0.06 is reported. The first batch
+    is measured, and a latent whose root mean square is far from 1 is warned about.
+
     Levels: "latent" [B, p p C, h, w].
 
     Args:
         geometry: The model's sizes.
+        standardise: Whether to give each sample's latent mean 0 and standard deviation 1 over all
+            its values, which makes the target independent of the autoencoder's scale. The tensor
+            that is diffused stays as it is.
     """
 
-    def __init__(self, *, geometry: Geometry) -> None:
+    def __init__(self, *, geometry: Geometry, standardise: bool = False) -> None:
         super().__init__(geometry=geometry)
+        self.standardise = boolean("standardise", standardise)
+        self.measured = False
         channels = geometry.patch_size**2 * geometry.latent_channels
         self.levels = {"latent": LevelSpec(channels, geometry.token_stride)}
 
@@ -49,6 +84,11 @@ class LatentPrior(CleanPrior):
         """Return {"latent": [B, p p C, h, w]}."""
         patch = self.geometry.patch_size
         latent = clean.streams["image"].detach()
+        if self.standardise:
+            latent = standardised(latent)
+        elif not self.measured:
+            warn_of_scale(latent)
+            self.measured = True
         pattern = "b c (h p) (w q) -> b (p q c) h w"
         return {"latent": rearrange(latent, pattern, p=patch, q=patch)}
 

@@ -122,7 +122,9 @@ class LUTRouter(LearnedRouter):
         resize: "bilinear" or "adaptive".
         pad: Whether levels of one group may differ in channels.
         beta: "softmax" or "sigmoid"; see `LearnedRouter`.
-        bins: Number of intervals [10 inferred]; 1 learns the same weights for every t.
+        bins: Number of intervals N. 10 uniform ones are AHPA's, from the paper's public review (the
+            paper itself gives no N). 1 learns the same weights for every t: the review's control,
+            `ahpa_sit-b_control-constant-weights`.
     """
 
     def __init__(

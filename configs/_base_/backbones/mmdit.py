@@ -2,7 +2,7 @@
 
 REPA's setting (METHODS section 3): 24 blocks of 768 wide in 24 heads, CLIP ViT-L/14's last hidden
 states (77 x 768), the timestep alone as modulation, text dropout 0.1; linear path, velocity
-prediction, uniform t, EMA 0.9999.
+prediction, uniform t, EMA 0.9999. All weights keep torch's start, as in REPA's text-to-image code.
 """
 
 model = dict(
@@ -16,6 +16,7 @@ model = dict(
         patch_size=2,
         text_dim=768,
         pooled_dim=None,
+        adaln_zero=False,
     ),
     flow=dict(type="Flow", path=dict(type="LinearPath"), timesteps=dict(type="UniformTimesteps")),
     flow_loss=dict(type="FlowMatchingLoss"),

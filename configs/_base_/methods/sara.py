@@ -1,7 +1,7 @@
-"""SARA: REPA with an autocorrelation and an adversarial term.
+"""SARA (arXiv:2503.08253): REPA with an autocorrelation and an adversarial term.
 
-The weights are a re-implementation's, unverified. The config sets the block,
-`alignments.main.tap`.
+Not the video method of that name (arXiv:2605.07800). The weights are a re-implementation's,
+unverified. The config sets the block, `alignments.main.tap`.
 """
 
 _sara = dict(

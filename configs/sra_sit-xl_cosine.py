@@ -1,0 +1,16 @@
+"""SRA on SiT-XL/2: block 8 aligned with block 20 of the averaged model at a cleaner time, cosine.
+
+The default of SRA's code since July 2026: a cosine over tokens at a constant weight of 0.5, instead
+of smooth L1. `alignments.main.criteria.cosine.over="channels"` compares each token.
+
+Command: torchrun --nproc-per-node 8 tools/train.py configs/sra_sit-xl_cosine.py --data
+    IMAGENET/train --launcher pytorch
+Hardware: 8 GPUs of 80 GB suggested; time not measured (400K steps of batch 256).
+Paper: not a row of a table, and no figure of the method with a cosine is known here.
+"""
+
+_base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra_cosine.py", "_base_/recipes/repa.py"]
+_base_.model.merge(_base_._sra)
+_base_.model.alignments.main.tap = 8
+_base_.model.priors.ema.block = 20
+_base_.model.alignments.main.projector.hidden_dim = 2304
