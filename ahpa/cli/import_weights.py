@@ -18,7 +18,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__ or "", "import-weights")
     add = parser.add_argument
-    add("--format", required=True, help="sit, dit, repa, irepa, sra, reg, repa-t2i or diffusers")
+    add(
+        "--format",
+        required=True,
+        help="sit, dit, repa, irepa, sra, sra-dit, reg, repa-t2i, diffusers",
+    )
     add(
         "source",
         type=Path,
@@ -27,7 +31,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("target", type=Path, metavar="OUT", help="where the result is written")
     add("--export", action="store_true", help="write our checkpoint in the published layout")
-    add("--weights", choices=("ema", "model"), default="ema", help="which, if a file has both")
+    add(
+        "--weights",
+        choices=("ema", "model"),
+        help="averaged or trained weights alone; default both, and ema for samples",
+    )
     add("--vae", metavar="ID_OR_PATH", help="autoencoder for samples; default the layout's own")
     add("--num-heads", type=int, metavar="N", help="attention heads, for unpublished widths")
     return parser.parse_args(arguments)
@@ -53,14 +61,16 @@ def export_weights(args: argparse.Namespace) -> int:
 
     if args.format == "diffusers":
         usage = pipeline_folder.write_pipeline(
-            args.source, args.target, weights=args.weights, vae=args.vae
+            args.source, args.target, weights=args.weights or "ema", vae=args.vae
         )
         print(f"pipeline folder: {args.target}\nload it: {usage}")
     else:
-        count = published.export_weights(
-            args.source, args.target, layout=args.format, weights=args.weights
+        done = published.export_weights(
+            args.source, args.target, layout=args.format, weights=args.weights or "both"
         )
-        print(f"{count} tensors: {args.target}")
+        print(f"{done['tensors']} tensors: {args.target}")
+        for note in done["notes"]:
+            print(f"note: {note}")
     return 0
 
 
@@ -75,11 +85,13 @@ def import_weights(args: argparse.Namespace) -> int:
             args.source,
             args.target,
             layout=args.format,
-            weights=args.weights,
+            weights=args.weights or "ema",
             vae=args.vae,
             num_heads=args.num_heads,
         )
     print(f"backbone: {done['backbone']}  resolution: {done['resolution']}")
+    if done["kept"]:
+        print(f"kept for an export: {', '.join(done['kept'])}")
     if done["left_out"]:
         print(f"left out: {', '.join(done['left_out'])}")
     print(f"sample from it: {command_line('sample')} {args.target} --num 8 --out samples.png")
