@@ -21,6 +21,7 @@ from support.layouts import (
     P,
     official,
 )
+from support.models import BUNDLED, small_model
 
 from ahpa.engine import checkpoint
 from ahpa.engine.inference import load_generator
@@ -76,12 +77,12 @@ def test_round_trip_is_bit_exact_with_its_heads_and_both_weights(tmp_path, layou
     exported = interop.export_weights(ours, tmp_path / "back.pt", layout=layout)
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     given = torch.load(tmp_path / "in.pt", weights_only=False)
-    official_one = {"sit": lambda: official("sit", channels=C)}.get(layout)
+    # SiT's scripts for sampling build no variance for a file of one's own
+    reader = official(layout, seed=5, **({"channels": C} if layout == "sit" else {}))
     for kind in ("ema", "model"):
         wanted = without_variance(given[kind]) if layout == "sit" else given[kind]
         assert same(back[kind], wanted), kind
-        if official_one is None:
-            official(layout, seed=5).load_state_dict(back[kind], strict=True)
+        reader.load_state_dict(back[kind], strict=True)
     assert back["steps"] == 7 and exported["notes"] == []
     heads = [key for key in given["ema"] if key.startswith(("projectors.", "ap_head."))]
     assert done["kept"] == sorted(heads) and bool(heads) == (layout not in ("sit", "dit"))
@@ -355,6 +356,91 @@ def test_an_export_in_another_layout_is_refused(tmp_path, held, layout, message)
     with pytest.raises(UserError, match=f"{message}."):
         interop.export_weights(bring(tmp_path, held)[1], tmp_path / "out.pt", layout=layout)
     assert not (tmp_path / "out.pt").exists()
+
+
+def own_run(path, **model):
+    """A checkpoint of a run of ours: a SiT aligned by AHPA's head, unless the options say else."""
+    net = small_model(**{**OWN, **model})
+    config = {"model": {"resolution": 64, "tokenizer": BUNDLED, **OWN, **model}}
+    meta = {"iteration": 4, "seed": 0, "config": config}
+    ema = net.parts.ema.backbone.state_dict()
+    checkpoint.save({"model": net.state_dict(), "ema": ema, "meta": meta}, path)
+    return path
+
+
+SIZES = dict(depth=DEPTH, hidden_size=WIDTH, num_heads=HEADS, num_classes=10)
+OWN = dict(
+    backbone=dict(type="SiT", **SIZES),
+    priors=dict(vae=dict(type="VAETaps")),
+    alignments=dict(main=dict(tap=1, source="vae")),
+)
+
+
+def test_a_run_whose_head_has_no_place_in_the_layout_says_so(tmp_path):
+    done = interop.export_weights(own_run(tmp_path / "o.pth"), tmp_path / "b.pt", layout="repa")
+    assert "no heads" in done["notes"][0] and "strict=False" in done["notes"][0]
+    back = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert back["steps"] == 4 and not any(key.startswith("proj") for key in back["ema"])
+    with pytest.raises(RuntimeError, match=r"Missing key.*projectors"):
+        official("repa").load_state_dict(back["ema"])
+    official("sit", channels=C).load_state_dict(back["ema"])
+
+
+def test_its_convolution_is_a_head_of_irepa(tmp_path):
+    done = interop.export_weights(own_run(tmp_path / "o.pth"), tmp_path / "b.pt", layout="irepa")
+    back = torch.load(tmp_path / "b.pt", weights_only=True)["ema"]
+    assert done["notes"] == [] and back["projectors.0.projection_layer.weight"].ndim == 4
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (dict(backbone=dict(type="SiT", time_scale=1000.0, **SIZES)), "has time_scale=1000.0"),
+        (dict(flow=dict(type="Flow", prediction="data")), "predicts the data"),
+    ],
+)
+def test_what_an_official_script_would_misread_is_refused(tmp_path, model, message):
+    source = own_run(tmp_path / "o.pth", **({"alignments": {}, "priors": {}} | model))
+    with pytest.raises(UserError, match=message):
+        interop.export_weights(source, tmp_path / "b.pt", layout="repa")
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_a_sit_with_a_variance_is_refused_by_layouts_without_one(tmp_path):
+    state = made("dit")
+    state.pop("pos_embed")
+    backbone = dict(type="SiT", learn_sigma=True, **SIZES)
+    model = {"resolution": 64, "tokenizer": BUNDLED, "backbone": backbone}
+    checkpoint.save_imported(model, state, tmp_path / "o.pth", layout="own")
+    with pytest.raises(UserError, match="twice the latent's channels"):
+        interop.export_weights(tmp_path / "o.pth", tmp_path / "b.pt", layout="repa")
+
+
+def test_one_kind_of_weights_is_written_under_both_names(tmp_path):
+    """REPA's script for text to image reads "model", the others "ema"."""
+    from ahpa.interop.publish import publish
+
+    _, ours = bring(tmp_path, "repa-t2i")
+    interop.export_weights(ours, tmp_path / "b.pt", layout="repa-t2i", weights="ema")
+    back = torch.load(tmp_path / "b.pt", weights_only=True)
+    given = torch.load(tmp_path / "in.pt", weights_only=False)
+    assert same(back["model"], given["ema"]) and same(back["ema"], given["ema"])
+    publish(own_run(tmp_path / "o.pth"), tmp_path / "folder")
+    done = interop.export_weights(tmp_path / "folder", tmp_path / "f.pt", layout="repa")
+    back = torch.load(tmp_path / "f.pt", weights_only=True)
+    assert same(back["model"], back["ema"]) and "'ema' weights" in done["notes"][0]
+    with pytest.raises(UserError, match="only holds the 'ema' weights"):
+        options = dict(layout="repa", weights="model")
+        interop.export_weights(tmp_path / "folder", tmp_path / "f.pt", **options)
+
+
+def test_a_file_that_promises_more_than_it_holds_is_refused_at_once(tmp_path):
+    """A tensor of no strides: 4 bytes on the disk, 400 GB in memory."""
+    state = made("repa")
+    state["blocks.0.mlp.fc1.weight"] = torch.zeros(()).expand(10**6, 10**5)
+    torch.save({"ema": state}, tmp_path / "big.pt")
+    with pytest.raises(UserError, match="promise more numbers than it holds"):
+        interop.import_weights(tmp_path / "big.pt", tmp_path / "o.pth", **options_of("repa"))
 
 
 def test_the_command(tmp_path):

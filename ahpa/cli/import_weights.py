@@ -1,8 +1,9 @@
 """Read published checkpoints, and write ours as such: ahpa import-weights --format repa IN OUT
 
-An imported file is sampled from by `ahpa sample`. Nothing in a file is executed; unknown keys are
-named and refused. --format diffusers reads and writes a pipeline folder (SiT and DiT) that
-DiffusionPipeline.from_pretrained loads.
+An imported file is sampled from by `ahpa sample`. With --config, OUT is a work dir in which an
+official run goes on: `ahpa train CONFIG --work-dir OUT --resume`. Nothing in a file is executed;
+unknown keys are named and refused. --format diffusers reads and writes a pipeline folder (SiT and
+DiT) that DiffusionPipeline.from_pretrained loads.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..registry.errors import UserError
-from ..registry.locations import command_line
+from ..registry.locations import command_line, find_config
 from .common import make_parser, report_mistake
 
 
@@ -38,6 +39,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--vae", metavar="ID_OR_PATH", help="autoencoder for samples; default the layout's own")
     add("--num-heads", type=int, metavar="N", help="attention heads, for unpublished widths")
+    add("--config", metavar="CONFIG", help="continue the run with this config; OUT is a work dir")
+    add("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     return parser.parse_args(arguments)
 
 
@@ -52,7 +55,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command. Raises UserError for a mistake."""
     args = parse(arguments)
+    if args.config and (args.export or args.format == "diffusers"):
+        raise UserError("--config: only a checkpoint of an official training program continues.")
+    if args.config:
+        return continue_run(args)
     return export_weights(args) if args.export else import_weights(args)
+
+
+def continue_run(args: argparse.Namespace) -> int:
+    """Make an official run's checkpoint the newest one of a work dir."""
+    from ..engine import config as configs
+    from ..interop.continued import import_run
+
+    path = find_config(args.config)
+    cfg = configs.load(path, args.cfg_options)
+    if args.vae is not None:
+        cfg["model"]["tokenizer"] = {"type": "KLAutoencoder", "source": args.vae}
+    configs.check_config(cfg)
+    done = import_run(
+        args.source, args.target, layout=args.format, cfg=cfg, num_heads=args.num_heads
+    )
+    print(f"checkpoint: {done['checkpoint']} (iteration {done['iteration']})")
+    for note in done["notes"]:
+        print(f"note: {note}")
+    go_on = f"{command_line('train')} {args.config} --work-dir {args.target} --resume"
+    print(f"continue it: {go_on} (with --data and the options of this command)")
+    return 0
 
 
 def export_weights(args: argparse.Namespace) -> int:

@@ -212,7 +212,7 @@ def irepa(kind):
 
 
 OFFICIAL = {  # as each official code builds its network; SiT's training learns a variance
-    "sit": lambda **o: Transformer(channels=2 * C, **o),
+    "sit": lambda channels=2 * C, **o: Transformer(channels=channels, **o),
     "dit": lambda **o: Transformer(channels=2 * C, **o),
     "repa": lambda **o: Transformer(heads=projectors(projector(WIDTH)), **o),
     "irepa": lambda kind="conv", **o: Transformer(heads=irepa(kind), **o),
