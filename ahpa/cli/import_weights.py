@@ -1,8 +1,9 @@
 """Read published checkpoints, and write ours as such: ahpa import-weights --format repa IN OUT
 
-An imported file is sampled from by `ahpa sample`. Nothing in a file is executed; unknown keys are
-named and refused. --format diffusers reads and writes a pipeline folder (SiT and DiT) that
-DiffusionPipeline.from_pretrained loads.
+An imported file is sampled from by `ahpa sample`. With --config, OUT is a work dir in which an
+official run goes on: `ahpa train CONFIG --work-dir OUT --resume`. Nothing in a file is executed;
+unknown keys are named and refused. --format diffusers reads and writes a pipeline folder (SiT and
+DiT) that DiffusionPipeline.from_pretrained loads.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..registry.errors import UserError
-from ..registry.locations import command_line
+from ..registry.locations import command_line, find_config
 from .common import make_parser, report_mistake
 
 
@@ -18,7 +19,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__ or "", "import-weights")
     add = parser.add_argument
-    add("--format", required=True, help="sit, dit, repa, irepa, sra, reg, repa-t2i or diffusers")
+    add(
+        "--format",
+        required=True,
+        help="sit, dit, repa, irepa, sra, sra-dit, reg, repa-t2i, diffusers",
+    )
     add(
         "source",
         type=Path,
@@ -27,9 +32,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("target", type=Path, metavar="OUT", help="where the result is written")
     add("--export", action="store_true", help="write our checkpoint in the published layout")
-    add("--weights", choices=("ema", "model"), default="ema", help="which, if a file has both")
+    add(
+        "--weights",
+        choices=("ema", "model"),
+        help="averaged or trained weights alone; default both, and ema for samples",
+    )
     add("--vae", metavar="ID_OR_PATH", help="autoencoder for samples; default the layout's own")
     add("--num-heads", type=int, metavar="N", help="attention heads, for unpublished widths")
+    add("--config", metavar="CONFIG", help="continue the run with this config; OUT is a work dir")
+    add("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     return parser.parse_args(arguments)
 
 
@@ -44,7 +55,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command. Raises UserError for a mistake."""
     args = parse(arguments)
+    if args.config and (args.export or args.format == "diffusers"):
+        raise UserError("--config: only a checkpoint of an official training program continues.")
+    if args.config:
+        return continue_run(args)
     return export_weights(args) if args.export else import_weights(args)
+
+
+def continue_run(args: argparse.Namespace) -> int:
+    """Make an official run's checkpoint the newest one of a work dir."""
+    from ..engine import config as configs
+    from ..interop.continued import import_run
+
+    path = find_config(args.config)
+    cfg = configs.load(path, args.cfg_options)
+    if args.vae is not None:
+        cfg["model"]["tokenizer"] = {"type": "KLAutoencoder", "source": args.vae}
+    configs.check_config(cfg)
+    done = import_run(
+        args.source, args.target, layout=args.format, cfg=cfg, num_heads=args.num_heads
+    )
+    print(f"checkpoint: {done['checkpoint']} (iteration {done['iteration']})")
+    for note in done["notes"]:
+        print(f"note: {note}")
+    go_on = f"{command_line('train')} {args.config} --work-dir {args.target} --resume"
+    print(f"continue it: {go_on} (with --data and the options of this command)")
+    return 0
 
 
 def export_weights(args: argparse.Namespace) -> int:
@@ -53,14 +89,16 @@ def export_weights(args: argparse.Namespace) -> int:
 
     if args.format == "diffusers":
         usage = pipeline_folder.write_pipeline(
-            args.source, args.target, weights=args.weights, vae=args.vae
+            args.source, args.target, weights=args.weights or "ema", vae=args.vae
         )
         print(f"pipeline folder: {args.target}\nload it: {usage}")
     else:
-        count = published.export_weights(
-            args.source, args.target, layout=args.format, weights=args.weights
+        done = published.export_weights(
+            args.source, args.target, layout=args.format, weights=args.weights or "both"
         )
-        print(f"{count} tensors: {args.target}")
+        print(f"{done['tensors']} tensors: {args.target}")
+        for note in done["notes"]:
+            print(f"note: {note}")
     return 0
 
 
@@ -75,11 +113,13 @@ def import_weights(args: argparse.Namespace) -> int:
             args.source,
             args.target,
             layout=args.format,
-            weights=args.weights,
+            weights=args.weights or "ema",
             vae=args.vae,
             num_heads=args.num_heads,
         )
     print(f"backbone: {done['backbone']}  resolution: {done['resolution']}")
+    if done["kept"]:
+        print(f"kept for an export: {', '.join(done['kept'])}")
     if done["left_out"]:
         print(f"left out: {', '.join(done['left_out'])}")
     print(f"sample from it: {command_line('sample')} {args.target} --num 8 --out samples.png")

@@ -58,20 +58,33 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def save_imported(
-    model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, *, layout: str
+    model: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    layout: str,
+    trained: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+    steps: int = 0,
 ) -> None:
     """Write a backbone that was trained elsewhere as a checkpoint of iteration 0.
 
     Args:
         model: The config's model section that builds it.
-        state: The backbone's state dict; it becomes both the trained and the averaged weights.
+        state: The backbone's averaged state dict.
         path: Where to write it.
         layout: Name of the layout that it came from.
+        trained: The trained state dict; the averaged one by default.
+        beside: What the file held beside the backbone, {"ema" or "model": {key: tensor}}.
+        steps: Optimiser steps that were done elsewhere.
     """
     config = {"model": dict(model)}
-    meta = {"iteration": 0, "seed": 0, "config": config, "imported": {"layout": layout}}
-    weights = {f"backbone.{key}": value for key, value in state.items()}
-    save({"model": weights, "ema": dict(state), "meta": meta}, path)
+    imported = {"layout": layout, "steps": steps}
+    meta = {"iteration": 0, "seed": 0, "config": config, "imported": imported}
+    own = state if trained is None else trained
+    weights = {f"backbone.{key}": value for key, value in own.items()}
+    held = {kind: dict(tensors) for kind, tensors in (beside or {}).items()}
+    save({"model": weights, "ema": dict(state), "beside": held, "meta": meta}, path)
 
 
 def verify(path: Path) -> None:

@@ -411,7 +411,7 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Impo
     theirs = found.transformer.state_dict()
     state = from_diffusers(theirs, own.num_layers, options["num_classes"])
     checkpoint.save_imported(model, state, Path(target), layout="diffusers")
-    return Imported(backbone=options, resolution=resolution, left_out=[])
+    return Imported(backbone=options, resolution=resolution, kept=[], left_out=[])
 
 
 def read_folder(source: Path) -> Folder:

@@ -1,9 +1,9 @@
 """Published checkpoints in and out: the layouts of SiT, DiT, REPA and its family, REG and REPA's
 MMDiT. Every size is read from the shapes, and nothing in a file is executed.
 
-Our backbones use the published names, so state dicts carry over unchanged, except for the fixed
-positions (computed here, and compared with the file's), the heads of the alignment (not part of a
-backbone), and the variance channels of SiT, which its own sampling drops.
+State dicts carry over unchanged, except for the fixed positions (computed here, and compared with
+the file's) and the variance channels of SiT, which its own sampling drops. What a file holds beside
+the backbone, the heads of the alignment, is kept in the checkpoint for the way out.
 """
 
 import argparse
@@ -16,61 +16,53 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from ..backbones.layers import sincos_2d
 from ..engine import checkpoint
-from ..engine.weights import read_run
-from ..registry import BACKBONES, UserError, build, nearest
+from ..engine.weights import backbone_of, is_hub_id, is_published, read_published
+from ..registry import BACKBONES, UserError, build
 from ..registry.contracts import Backbone
 from ..registry.files import write_file
 from ..registry.weight_files import read_contents
+from .layouts import (
+    FORMATS,
+    Layout,
+    State,
+    check_beside,
+    heads_of_run,
+    is_beside,
+    layout_of,
+)
 
-State = dict[str, Tensor]
-
-
-class Layout(NamedTuple):
-    """A published layout.
-
-    Attributes:
-        backbone: Registered name of the backbone.
-        options: Its options beyond the sizes.
-        foreign: Prefixes of keys that belong to the alignment rather than to the backbone.
-        tokenizer: Hub id of the autoencoder that the models were trained with.
-    """
-
-    backbone: str
-    options: dict[str, Any]
-    foreign: tuple[str, ...]
-    tokenizer: str
-
-
-EMA_VAE = "stabilityai/sd-vae-ft-ema"
-MSE_VAE = "stabilityai/sd-vae-ft-mse"
-FORMATS = {
-    "sit": Layout("SiT", {"reversed_time": True}, (), EMA_VAE),
-    "dit": Layout("DiT", {}, (), EMA_VAE),
-    "repa": Layout("SiT", {}, ("projectors.",), MSE_VAE),
-    "irepa": Layout("SiT", {}, ("projectors.",), MSE_VAE),
-    "sra": Layout("SiT", {}, ("ap_head.",), EMA_VAE),
-    "reg": Layout("ClassStreamSiT", {}, ("projectors.",), MSE_VAE),
-    "repa-t2i": Layout("MMDiT", {}, ("projectors.",), MSE_VAE),
-}
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published widths, which shapes do not tell."""
 MMDIT_HEAD = 32  # width of a head of REPA's MMDiT
 OUTPUT = "final_layer.linear."
 DOWNSAMPLE = 8  # pixels per latent of all published models
 TOLERANCE = 1e-4  # largest deviation of a file's positions from the formula
+PATHS = {"linear": "LinearPath", "cosine": "CosinePath", "gvp": "CosinePath"}
+"""Our names of the paths that the arguments in a file name; SiT's GVP is REPA's cosine."""
+VELOCITY = ("v", "velocity")
 
 
 class Imported(TypedDict):
     """What an import did, for a person.
 
-    `backbone` is the config of the backbone, `resolution` the side of the images in pixels, and
-    `left_out` names what the file held beyond the backbone.
+    `backbone` is the config of the backbone and `resolution` the side of the images in pixels.
+    `kept` names what the file held beside the backbone, which is written back by an export;
+    `left_out` names what was dropped.
     """
 
     backbone: dict[str, Any]
     resolution: int
+    kept: list[str]
     left_out: list[str]
+
+
+class Exported(TypedDict):
+    """What an export wrote: the number of tensors of a state dict, and notes for a person."""
+
+    tensors: int
+    notes: list[str]
 
 
 class Sizes(NamedTuple):
@@ -80,11 +72,44 @@ class Sizes(NamedTuple):
         options: Options of the backbone.
         side: Side of the latent.
         channels: Channels of the latent.
+        variance: Whether there are twice as many outputs as channels.
     """
 
     options: dict[str, Any]
     side: int
     channels: int
+    variance: bool
+
+
+class Contents(NamedTuple):
+    """A published file.
+
+    Attributes:
+        states: The state dicts "ema" and "model"; a file with one of them, or with a bare state
+            dict, has it under both names.
+        args: The arguments of the training program; {} if the file has none.
+        optimizer: State of the optimiser over the parameters of "model"; None if it has none.
+        steps: Optimiser steps that were done; 0 if the file does not say.
+    """
+
+    states: dict[str, State]
+    args: dict[str, Any]
+    optimizer: Mapping[str, Any] | None
+    steps: int
+
+
+class Parts(NamedTuple):
+    """A published state dict, taken apart.
+
+    Attributes:
+        backbone: The backbone's state dict, float32.
+        beside: Heads and unused layers under their published keys, float32.
+        left_out: What was dropped.
+    """
+
+    backbone: State
+    beside: State
+    left_out: list[str]
 
 
 # ---- in -------------------------------------------------------------------------------------
@@ -105,73 +130,204 @@ def import_weights(
         source: The published file, a pickle or .safetensors.
         target: The checkpoint to write.
         layout: One of `FORMATS`.
-        weights: "ema" or "model", if the file holds both.
-        vae: Autoencoder to sample with; by default the one that the models were trained with.
+        weights: "ema" to sample from the average, which the file must hold (the trained weights
+            are kept too if it holds both); "model" for the trained weights alone.
+        vae: Autoencoder to sample with; by default the official code's own default.
         num_heads: Attention heads, needed for widths that are not published.
 
     Raises:
         UserError: If the layout is unknown, if the file is damaged or could run code, if keys or
             shapes do not fit, or if its positions are not the fixed ones.
     """
-    source = Path(source)
-    form = layout_of(layout)
-    state = read_published(source, weights)
-    sizes = sizes_of(state, form.backbone, num_heads)
-    options = {"type": form.backbone, **sizes.options, **form.options}
-    left_out = sorted(key for key in state if key.startswith(form.foreign))
-    state = {key: value.float() for key, value in state.items() if key not in left_out}
-    backbone: Backbone = build(
-        BACKBONES,
-        options,
-        where="backbone",
-        input_size=sizes.side,
-        in_channels=sizes.channels,
+    contents = read_published_file(Path(source), weights)
+    model, parts = take_apart(Path(source), contents, layout, vae=vae, num_heads=num_heads)
+    ema = parts["ema"]
+    checkpoint.save_imported(
+        model,
+        ema.backbone,
+        Path(target),
+        layout=layout,
+        trained=parts["model"].backbone,
+        beside={kind: part.beside for kind, part in parts.items()},
+        steps=contents.steps,
     )
-    check_positions(state.pop("pos_embed"), backbone)
-    if form.backbone == "SiT":
-        left_out += drop_variance(state, sizes.channels)
-    check_keys(source, layout, state, backbone.state_dict())
-    resolution = sizes.side * DOWNSAMPLE
-    tokenizer = {"type": "KLAutoencoder", "source": vae or form.tokenizer}
-    model: dict[str, Any] = {
-        "resolution": resolution,
-        "backbone": options,
-        "tokenizer": tokenizer,
-    }
-    if form.backbone == "DiT":
-        model["flow"] = {"type": "DiscreteFlow"}
-        model["flow_loss"] = {"type": "HybridLoss"}
-    if form.backbone == "MMDiT":
-        encoder = {"type": "CLIPTextEncoder"}
-        model["conditioner"] = {"type": "TextConditioner", "encoder": encoder}
-    checkpoint.save_imported(model, state, Path(target), layout=layout)
-    return Imported(backbone=options, resolution=resolution, left_out=left_out)
+    return Imported(
+        backbone=model["backbone"],
+        resolution=model["resolution"],
+        kept=sorted(ema.beside),
+        left_out=ema.left_out,
+    )
 
 
-def layout_of(name: str) -> Layout:
-    """Return a layout by name. Raises UserError that names the nearest ones."""
-    if name not in FORMATS:
-        raise UserError(f"--format: {name!r} is unknown{nearest(name, [*FORMATS, 'diffusers'])}")
-    return FORMATS[name]
+def read_published_file(path: Path, weights: str = "ema") -> Contents:
+    """Read a published file: a bare state dict, or the "ema" and "model" entries.
 
-
-def read_published(path: Path, weights: str) -> State:
-    """Read the state dict of a published file: the whole file, or its "ema" or "model" entry.
+    Args:
+        path: The file.
+        weights: "ema" or "model"; see `import_weights`.
 
     Raises:
         UserError: If the file is missing or damaged, could run code, or has no such entry.
     """
     # Training programs store their arguments as a Namespace, which is harmless.
-    state = read_contents(path, "the published checkpoint", allowed=[argparse.Namespace])
-    if "ema" in state or "model" in state:
-        if weights not in state:
-            present = ", ".join(map(str, state))
-            raise UserError(f"{path} has no {weights!r}, only {present}; choose with --weights.")
-        state = state[weights]
+    contents = read_contents(path, "the published checkpoint", allowed=[argparse.Namespace])
+    if "ema" not in contents and "model" not in contents:
+        state = tensors_of(path, contents)
+        return Contents({"ema": state, "model": state}, {}, None, 0)
+    if weights not in contents:
+        present = ", ".join(map(str, contents))
+        raise UserError(f"{path} has no {weights!r}, only {present}; choose with --weights.")
+    first = tensors_of(path, contents[weights])
+    states = {"ema": first, "model": first}
+    if weights == "ema" and "model" in contents:
+        states["model"] = tensors_of(path, contents["model"])
+    given = contents.get("args")
+    args = vars(given) if isinstance(given, argparse.Namespace) else {}
+    optimizer = contents.get("opt") if "model" in contents else None
+    steps = contents.get("steps", contents.get("train_steps", 0))
+    return Contents(
+        states,
+        args,
+        optimizer if isinstance(optimizer, Mapping) else None,
+        steps if isinstance(steps, int) else 0,
+    )
+
+
+def tensors_of(path: Path, state: Any) -> State:
+    """Return a state dict without the prefixes of wrappers and with its blocks in one list.
+
+    Raises:
+        UserError: If it is no state dict of tensors, or its shapes exceed the file's size.
+    """
     tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
     if not tensors:
         raise UserError(f"{path} does not hold a state dict of tensors.")
-    return {key.removeprefix("module.").removeprefix("_orig_mod."): x for key, x in state.items()}
+    if sum(x.nbytes for x in state.values()) > path.stat().st_size:
+        raise UserError(f"{path} is refused: its shapes promise more numbers than it holds.")
+    bare = {key.removeprefix("module.").removeprefix("_orig_mod."): x for key, x in state.items()}
+    return join_decoder_blocks(bare)
+
+
+def join_decoder_blocks(state: State) -> State:
+    """Rename REPA's first layout, in which the blocks behind the aligned one are a list of their
+    own: `decoder_blocks.i` is `blocks.i` after the `blocks` of the file."""
+    first = len(block_numbers(state, "blocks"))
+
+    def joined(key: str) -> str:
+        found = re.fullmatch(r"decoder_blocks\.(\d+)\.(.+)", key)
+        return f"blocks.{int(found[1]) + first}.{found[2]}" if found else key
+
+    return {joined(key): value for key, value in state.items()}
+
+
+def block_numbers(state: Mapping[str, Tensor], blocks: str) -> set[int]:
+    """Return the numbers of the blocks in a state dict."""
+    return {int(found[1]) for key in state if (found := re.match(rf"{blocks}\.(\d+)\.", key))}
+
+
+def take_apart(
+    source: Path,
+    contents: Contents,
+    layout: str,
+    *,
+    vae: str | None = None,
+    num_heads: int | None = None,
+) -> tuple[dict[str, Any], dict[str, Parts]]:
+    """Check a published file against a layout.
+
+    Args:
+        source: The file, for messages.
+        contents: What it holds.
+        layout: One of `FORMATS`.
+        vae: Autoencoder to sample with; the layout's own by default.
+        num_heads: Attention heads, needed for widths that are not published.
+
+    Returns:
+        The config's model section, and the "ema" and "model" state dicts taken apart.
+
+    Raises:
+        UserError: If the file is not of the layout.
+    """
+    form = layout_of(layout)
+    sizes = sizes_of(contents.states["ema"], form.backbone, num_heads)
+    check_variance(source, layout, sizes.variance)
+    options = {"type": form.backbone, **sizes.options, **form.options}
+    backbone = build_backbone(options, sizes.side, sizes.channels)
+    model: dict[str, Any] = {
+        "resolution": sizes.side * DOWNSAMPLE,
+        "backbone": options,
+        "tokenizer": {**form.tokenizer, "source": vae} if vae else dict(form.tokenizer),
+    }
+    flow = flow_of(source, form, contents.args)
+    if flow is not None:
+        model["flow"] = flow
+    if form.backbone == "DiT" and options["learn_sigma"]:
+        model["flow_loss"] = {"type": "HybridLoss"}
+    if form.backbone == "MMDiT":
+        encoder = {"type": "CLIPTextEncoder"}
+        model["conditioner"] = {"type": "TextConditioner", "encoder": encoder}
+    ema = parts_of(source, layout, contents.states["ema"], backbone)
+    trained = ema
+    if contents.states["model"] is not contents.states["ema"]:
+        trained = parts_of(source, layout, contents.states["model"], backbone)
+    return model, {"ema": ema, "model": trained}
+
+
+def build_backbone(options: Mapping[str, Any], side: int, channels: int) -> Backbone:
+    """Build a backbone for latents of these sizes, without memory (on the meta device)."""
+    with torch.device("meta"):
+        return build(BACKBONES, options, where="backbone", input_size=side, in_channels=channels)
+
+
+def check_variance(source: object, name: str, variance: bool) -> None:
+    """Check whether a layout has outputs for a variance.
+
+    Raises:
+        UserError: If the file has them and the layout has none, or the other way round.
+    """
+    wanted = FORMATS[name].variance
+    if variance and wanted == "never":
+        held = "its output has twice the latent's channels (a variance), which that format has not"
+    elif not variance and wanted == "always":
+        held = "its output has no channels for a variance, which that format has"
+    else:
+        return
+    other = {"sra": "sra-dit", "sra-dit": "sra"}.get(name, "sit, dit")
+    raise UserError(f"{source} is not of the format {name!r}: {held}. Try --format {other}.")
+
+
+def flow_of(source: object, form: Layout, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the flow's config that a file's own arguments ask for; None for the default.
+
+    Raises:
+        UserError: If it was trained on a path, or to predict something, that is not known here.
+    """
+    if form.backbone == "DiT":
+        return {"type": "DiscreteFlow"}
+    path, prediction = args.get("path_type", "linear"), args.get("prediction", "v")
+    if str(path).lower() not in PATHS:
+        raise UserError(f"{source} was trained on the path {path!r}; known are {[*PATHS]}.")
+    if prediction not in VELOCITY:
+        raise UserError(f"{source} was trained to predict {prediction!r}, not the velocity.")
+    kind = PATHS[str(path).lower()]
+    return None if kind == "LinearPath" else {"type": "Flow", "path": {"type": kind}}
+
+
+def parts_of(source: Path, layout: str, state: State, backbone: Backbone) -> Parts:
+    """Take a published state dict apart and check it. Raises UserError if it does not fit."""
+    wanted = backbone.state_dict()
+    beside = {key: value.float() for key, value in state.items() if is_beside(key, wanted)}
+    own = {key: value for key, value in state.items() if key not in beside}
+    check_beside(source, layout, beside)
+    if "pos_embed" not in own:
+        raise UserError(f"{source} is not of the format {layout!r}: it lacks pos_embed.")
+    positions = own.pop("pos_embed")
+    left_out = []
+    if FORMATS[layout].variance == "dropped":
+        left_out = drop_variance(own, backbone.streams["image"][0])
+    check_keys(source, layout, own, wanted)
+    check_positions(positions, backbone)
+    return Parts({key: value.float() for key, value in own.items()}, beside, left_out)
 
 
 def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> Sizes:
@@ -185,9 +341,9 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
     Raises:
         UserError: If a key is missing, or the number of heads is unknown.
     """
-    blocks = "joint_blocks" if kind == "MMDiT" else "blocks"
-    first = "joint_blocks.0.x_block." if kind == "MMDiT" else "blocks.0."
-    numbers = {int(found[1]) for key in state if (found := re.match(rf"{blocks}\.(\d+)\.", key))}
+    joint = kind == "MMDiT"
+    numbers = block_numbers(state, "joint_blocks" if joint else "blocks")
+    first = "joint_blocks.0.x_block." if joint else "blocks.0."
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         prefix = 1 if kind == "ClassStreamSiT" else 0
@@ -200,7 +356,7 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
             "patch_size": patch,
             "mlp_ratio": hidden / width,
         }
-        if kind == "MMDiT":
+        if joint:
             options["text_dim"] = state["context_embedder.weight"].shape[1]
         else:
             options["num_classes"] = state["y_embedder.embedding_table.weight"].shape[0] - 1
@@ -211,29 +367,41 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
         raise UserError(
             f"the file has no {error}; is it of another format? Formats: {formats}."
         ) from error
-    heads = num_heads or (width // MMDIT_HEAD if kind == "MMDiT" else HEADS.get(width))
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"the file's shapes are not those of a {kind} ({error}).") from error
+    heads = num_heads or (width // MMDIT_HEAD if joint else HEADS.get(width))
+    norm = f"{first}attn.{'ln_q' if joint else 'q_norm'}."
+    if f"{norm}weight" in state:
+        if f"{norm}bias" not in state:
+            raise UserError(f"{norm}weight without a bias: an RMSNorm of queries is not supported.")
+        options["qk_norm"] = True
+        heads = num_heads or width // len(state[f"{norm}weight"])
     if not heads:
         raise UserError(
             f"the number of attention heads of a model of width {width} is unknown; "
             "give --num-heads."
         )
     options["num_heads"] = heads
+    variance = outputs == 2 * channels * patch * patch
     if kind == "DiT":
-        options["learn_sigma"] = outputs == 2 * channels * patch * patch
-    return Sizes(options, round(tokens**0.5) * patch, channels)
+        options["learn_sigma"] = variance
+    return Sizes(options, round(tokens**0.5) * patch, channels, variance)
 
 
 def check_positions(found: Tensor, backbone: Backbone) -> None:
     """Check a file's positions against the fixed ones. Raises UserError if they differ."""
     wanted = positions_of(backbone)
-    same = found.shape == wanted.shape and (found.float() - wanted).abs().max() <= TOLERANCE
+    same = found.shape == wanted.shape and found.is_floating_point()
+    if same:
+        tolerance = max(TOLERANCE, torch.finfo(found.dtype).eps)  # positions lie in [-1, 1]
+        same = bool((found.float() - wanted).abs().max() <= tolerance)
     if not same:
         raise UserError("the file's pos_embed is not the fixed sin-cos table of these models.")
 
 
 def positions_of(backbone: Backbone) -> Tensor:
     """Return the fixed positions [1, P+N, D]: a row of zeros for each prefix token comes first."""
-    fixed = backbone.get_buffer("pos_embed")
+    fixed = sincos_2d(backbone.hidden_size, backbone.grid)
     zeros = fixed.new_zeros(1, backbone.prefix, backbone.hidden_size)
     return torch.cat([zeros, fixed], dim=1)
 
@@ -275,45 +443,145 @@ def drop_variance(state: State, channels: int) -> list[str]:
 # ---- out ------------------------------------------------------------------------------------
 
 
-def export_weights(source: Path, target: Path, *, layout: str, weights: str = "ema") -> int:
-    """Write a trained backbone in a published layout, positions included, as {weights: state}.
+class Source(NamedTuple):
+    """What an export reads.
+
+    Attributes:
+        model: The config's model section.
+        states: The backbone's state dicts "ema" and "model", or one of them.
+        heads: The heads under the layout's keys, for each of them; {} if there are none.
+        steps: Optimiser steps that were done.
+    """
+
+    model: dict[str, Any]
+    states: dict[str, State]
+    heads: dict[str, State]
+    steps: int
+
+
+def export_weights(source: Path, target: Path, *, layout: str, weights: str = "both") -> Exported:
+    """Write a run in a published layout, positions and heads included, as {"model", "ema"}.
+
+    Official scripts for sampling read "ema" (text to image reads "model"), and load it strictly.
 
     Args:
         source: A checkpoint, work dir, published folder or Hub id.
         target: The file to write.
         layout: One of `FORMATS`.
-        weights: "ema" or "model".
-
-    Returns:
-        The number of tensors.
+        weights: "both": the trained and the averaged weights, each under its name; "ema" or
+            "model": these under both names. A source that holds one kind writes it under both.
 
     Raises:
         UserError: If the layout is unknown, or belongs to another kind of backbone.
     """
     form = layout_of(layout)
-    model, state = read_run(source, weights)
-    options = dict(model["backbone"])
+    run = read_source(source, layout, weights)
+    options = dict(run.model["backbone"])
     check_exportable(source, layout, form, options)
-    backbone: Backbone = build(
-        BACKBONES,
-        options,
-        where="backbone",
-        input_size=model["resolution"] // DOWNSAMPLE,
-        in_channels=state["x_embedder.proj.weight"].shape[1],
-    )
-    state = {"pos_embed": positions_of(backbone), **state}
+    notes = check_flow(source, layout, run.model)
+    state = next(iter(run.states.values()))
+    channels = state["x_embedder.proj.weight"].shape[1]
+    backbone = build_backbone(options, run.model["resolution"] // DOWNSAMPLE, channels)
+    check_variance(source, layout, backbone.out_channels == 2 * channels)
+    entries: dict[str, Any] = {}
+    for kind, state in run.states.items():
+        fixed = {"pos_embed": positions_of(backbone), **unused_norm(options, state)}
+        entries[kind] = {**fixed, **state, **run.heads.get(kind, {})}
+    only = next(iter(entries.values()))
+    written = {kind: entries.get(kind, only) for kind in ("model", "ema")}
     buffer = io.BytesIO()
-    torch.save({weights: state}, buffer)
+    torch.save({**written, "steps": run.steps}, buffer)
     write_file(Path(target), buffer.getbuffer())
-    return len(state)
+    if len(entries) == 1:
+        notes.append(f'"model" and "ema" are the same: the {next(iter(entries))!r} weights')
+    if form.heads and not any(run.heads.values()):
+        notes.append(
+            f"no heads: {source} has none of the layout {layout!r}, and official scripts refuse a "
+            "file without them unless they load it with strict=False"
+        )
+    return Exported(tensors=len(only), notes=notes)
 
 
-def check_exportable(source: Path, name: str, form: Layout, options: Mapping[str, Any]) -> None:
+def unused_norm(options: Mapping[str, Any], state: State) -> State:
+    """Return the norm of queries that MMDiT's last text block has in the layout, and never uses."""
+    if options["type"] != "MMDiT" or not options.get("qk_norm"):
+        return {}
+    last = f"joint_blocks.{options['depth'] - 1}.context_block.attn."
+    width = len(state[f"{last}ln_k.weight"])
+    return {f"{last}ln_q.weight": torch.ones(width), f"{last}ln_q.bias": torch.zeros(width)}
+
+
+def read_source(source: Path | str, layout: str, weights: str) -> Source:
+    """Read what an export writes. Raises UserError for weights that the source does not hold."""
+    if weights not in ("both", "ema", "model"):
+        raise UserError(f"weights: must be 'both', 'ema' or 'model', got {weights!r}.")
+    path = Path(source).expanduser()
+    if is_published(path) or is_hub_id(str(source), path):
+        config, state = read_published(str(source), path)
+        kind = config["weights"]
+        if weights not in ("both", kind):
+            raise UserError(f"{source} only holds the {kind!r} weights.")
+        return Source(config["model"], {kind: state}, {}, config.get("iteration", 0))
+    saved = checkpoint.load(path)
+    meta = saved["meta"]
+    model = dict(meta["config"]["model"])
+    kinds = ("ema", "model") if weights == "both" else (weights,)
+    imported = meta.get("imported", {})
+    if imported.get("layout") == layout:
+        heads = {kind: saved.get("beside", {}).get(kind, {}) for kind in kinds}
+    else:  # the heads of a run are not averaged
+        own = heads_of_run(layout_of(layout), model.get("alignments") or {}, saved["model"])
+        heads = {kind: own or {} for kind in kinds}
+    return Source(
+        model=model,
+        states={kind: backbone_of(saved, kind) for kind in kinds},
+        heads=heads,
+        steps=meta["iteration"] or imported.get("steps", 0),
+    )
+
+
+def check_exportable(source: object, name: str, form: Layout, options: Mapping[str, Any]) -> None:
     """Check that a backbone of these options is the layout's. Raises UserError."""
     reversed_time = bool(options.get("reversed_time"))
     fits = options["type"] == form.backbone
-    if fits and reversed_time == form.options.get("reversed_time", False):
-        return
-    held = options["type"] + (" of reversed time" if reversed_time else "")
-    wanted = form.backbone + (" of reversed time" if form.options.get("reversed_time") else "")
-    raise UserError(f"{source} holds a {held}; the layout {name!r} is that of a {wanted}.")
+    if not fits or reversed_time != form.options.get("reversed_time", False):
+        held = options["type"] + (" of reversed time" if reversed_time else "")
+        wanted = form.backbone + (" of reversed time" if form.options.get("reversed_time") else "")
+        raise UserError(f"{source} holds a {held}; the layout {name!r} is that of a {wanted}.")
+    steps = 1000.0 if form.backbone == "DiT" else 1.0
+    for option, only in (("time_scale", steps), ("pooled_dim", None)):
+        if options.get(option, only) != only:
+            raise UserError(
+                f"{source}: its backbone has {option}={options[option]!r}; the layout {name!r} has "
+                f"no place for it, only {only!r} can be exported."
+            )
+
+
+def check_flow(source: object, name: str, model: Mapping[str, Any]) -> list[str]:
+    """Check that official samplers read a run's predictions as what they are.
+
+    Returns:
+        Notes for a person.
+
+    Raises:
+        UserError: If the network does not predict a velocity (or, on a discrete path, the noise).
+    """
+    flow = model.get("flow") or {}
+    prediction = flow.get("prediction", "velocity")
+    discrete = flow.get("type") == "DiscreteFlow"
+    if discrete != (FORMATS[name].backbone == "DiT"):
+        held, wanted = (
+            ("a discrete", "a continuous") if discrete else ("a continuous", "a discrete")
+        )
+        raise UserError(
+            f"{source} was trained on {held} path; the layout {name!r} has {wanted} one."
+        )
+    if prediction != "velocity":
+        raise UserError(
+            f"{source} predicts the {prediction}; a network of the layout {name!r} predicts the "
+            "velocity."
+        )
+    path = (flow.get("path") or {}).get("type", "LinearPath")
+    if path != "CosinePath":
+        return []
+    return ["trained on the cosine path: sample with --path-type cosine (SiT: GVP)"]
