@@ -98,7 +98,7 @@ def test_a_link_in_the_locks_place_is_refused_and_its_target_is_intact(tmp_path)
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-# ---- pictures and logs that cannot be written -----------------------------------------------------
+# ---- pictures and logs that cannot be written -------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["samples", "policy", "logs"])
@@ -166,7 +166,7 @@ def test_a_log_line_that_the_disk_refused_is_written_when_it_takes_it(tmp_path):
     assert [record["iteration"] for record in scalars(tmp_path)] == [1, 2, 3]
 
 
-# ---- checkpoints that cannot be written -----------------------------------------------------------
+# ---- checkpoints that cannot be written -------------------------------------------------------
 
 
 @pytest.fixture
