@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ..registry import nearest
+from ..registry import nearest, signals
 
 COMMANDS = {  # name -> (module, what it does)
     "train": ("train", "train a diffusion transformer from a config"),
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
+    if name == "train":
+        signals.install()  # before anything slow is imported
     module = importlib.import_module(f"ahpa.cli.{COMMANDS[name][0]}")
     return module.main(rest)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine import config as configs
-from ..engine import signals
 from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
 from ..engine.weights import with_autoencoder
+from ..registry import signals
 from ..registry.contracts import Dataset
 from ..registry.locations import find_config
 from . import demo
@@ -39,6 +39,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--work-dir", help="where everything is written; default work_dirs/<config's name>")
     add("--max-iters", type=int, metavar="N", help="optimiser steps")
     add("--resume", action="store_true", help="continue from the newest valid checkpoint")
+    add(
+        "--accept-changed-data",
+        action="store_true",
+        help="with --resume: go on although the data set is not the checkpoint's",
+    )
     add("--dry-run", action="store_true", help="one step on synthetic data; print sizes and cost")
     add("--seed", type=int, metavar="N", help="default 0, or the config's")
     add(
@@ -60,8 +65,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a user's mistake ends the process with exit code 2."""
-    with mistakes_in_one_line():
-        prepare(arguments).train()
+    try:
+        with mistakes_in_one_line():
+            prepare(arguments).train()
+    finally:
+        signals.restore()
     return 0
 
 
@@ -70,17 +78,35 @@ def prepare(arguments: Sequence[str] | None = None) -> "Trainer":
 
     Raises:
         UserError: For a user's mistake.
-        SystemExit: After --dry-run (code 0), as after --help.
+        SystemExit: After --dry-run (code 0), as after --help; and after a signal that came before
+            there was anything to save.
     """
     signals.install()
     args = parse(arguments)
     start_logging()
+    end_if_asked(args)
     cfg = training_config(args)
     if args.dry_run:
         print_dry_run(cfg)
         sys.exit(0)
-    runner = make_runner(cfg, resume=args.resume, fit_classes=bool(args.data))
+    runner = make_runner(
+        cfg,
+        resume=args.resume,
+        fit_classes=bool(args.data),
+        accept_changed_data=args.accept_changed_data,
+    )
     return runner.trainer
+
+
+def end_if_asked(args: argparse.Namespace) -> None:
+    """End the process if a signal came while it started: there is nothing to save.
+
+    One of several processes goes on to the first step, where all of them stop together.
+    """
+    asked = signals.asked()
+    if asked and args.launcher == "none":
+        logger.info("%s before the first step: nothing was changed.", asked)
+        sys.exit(0)
 
 
 def training_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -124,18 +150,23 @@ def data_set(cfg: dict[str, Any], root: str) -> dict[str, Any]:
     return {"type": "ImageFolder", "root": root, "flip": own.get("flip", False)}
 
 
-def make_runner(cfg: dict[str, Any], *, resume: bool, fit_classes: bool) -> "AlignmentRunner":
+def make_runner(
+    cfg: dict[str, Any], *, resume: bool, fit_classes: bool, accept_changed_data: bool = False
+) -> "AlignmentRunner":
     """Build the run and log its size, data and device.
 
     Args:
         cfg: A checked config.
         resume: Continue from the newest valid checkpoint.
         fit_classes: Set the number of classes to the data set's.
+        accept_changed_data: Resume although the data set is not the checkpoint's.
     """
     from ..analysis.cost import cost_report
     from ..engine.runner import AlignmentRunner
 
-    runner = AlignmentRunner.from_config(cfg, resume=resume, fit_classes=fit_classes)
+    runner = AlignmentRunner.from_config(
+        cfg, resume=resume, fit_classes=fit_classes, accept_changed_data=accept_changed_data
+    )
     logger.info("ahpa: %s", cost_report(runner.net, short=True))
     logger.info("data: %s", describe(runner.trainer.dataset))
     device, world = runner.trainer.optimiser.device, runner.processes.world

@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..registry import UserError
-from ..registry.files import write_file
+from ..registry.files import CannotWrite, remedy, write_file
 
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # bytes
@@ -27,6 +28,7 @@ END_RECORD = 22  # bytes of a zip's end-of-central-directory record without its 
 CHUNK = 1 << 22  # bytes read at once
 NAME = "iter_{:09d}.pth"
 PATTERN = re.compile(r"^iter_(\d+)\.pth$")
+DAMAGED = ".damaged"  # ending of what was set aside
 FORMAT = 1
 
 logger = logging.getLogger("ahpa")
@@ -120,19 +122,29 @@ def load(path: Path | str, *, device: str | torch.device = "cpu") -> dict[str, A
         device: Where the tensors go.
 
     Raises:
-        UserError: If there is no checkpoint, or it has another format.
+        UserError: If there is no checkpoint, it cannot be read, or it has another format.
         DamagedCheckpoint: If the file is not what was written.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = newest(path if list_checkpoints(path) else path / "checkpoints")
         if found is None:
             folders = f"{path} or {path / 'checkpoints'}"
             raise UserError(f"there is no valid checkpoint (iter_*.pth) in {folders}.")
         path = found
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UserError(f"there is no checkpoint {path}.")
-    verify(path)
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not a checkpoint: it is no regular file.")
+    try:
+        verify(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _read(path, device)
+
+
+def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
+    """Read a file whose checksum is right."""
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for an archive that it does not read
@@ -143,39 +155,124 @@ def load(path: Path | str, *, device: str | torch.device = "cpu") -> dict[str, A
     return state
 
 
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """List (iteration, path) of the files with a checkpoint's name, oldest first."""
+def entries(folder: Path) -> list[tuple[int, Path]]:
+    """List (iteration, path) of everything with a checkpoint's name, oldest first.
+
+    Raises:
+        UserError: If the folder cannot be listed.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
-    matches = ((PATTERN.match(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match)
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror or error}.") from error
+    matches = (PATTERN.match(name) for name in names)
+    return sorted((int(match[1]), folder / match[0]) for match in matches if match)
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """List (iteration, path) of the files with a checkpoint's name, oldest first.
+
+    Folders, links that lead nowhere, pipes and devices are no files.
+    """
+    return [(iteration, path) for iteration, path in entries(folder) if os.path.isfile(path)]
+
+
+def any_left(folder: Path) -> bool:
+    """Whether a folder holds anything with a checkpoint's name, even set aside as damaged."""
+    return bool(entries(folder)) or any(Path(folder).glob(f"iter_*.pth{DAMAGED}"))
 
 
 def newest(folder: Path) -> Path | None:
-    """Find the newest valid checkpoint; damaged ones on the way are renamed to `*.damaged`."""
-    for _, path in reversed(list_checkpoints(folder)):
+    """Find the newest checkpoint that is whole and whose weights are finite.
+
+    What is damaged or not finite on the way is renamed to `*.damaged`. What is no file or cannot be
+    read is passed over. Each costs a warning.
+    """
+    for _, path in reversed(entries(folder)):
+        if not os.path.isfile(path):
+            logger.warning("%s is passed over: it is no regular file.", path)
+            continue
         try:
             verify(path)
+            check_finite(path, _read(path, "cpu"))
             return path
         except DamagedCheckpoint as error:
-            aside = path.with_name(path.name + ".damaged")
-            os.replace(path, aside)
             logger.warning(
-                "%s It is set aside as %s; the newest valid checkpoint before it is used.",
-                error,
-                aside.name,
+                "%s %s; the newest valid checkpoint before it is used.", error, _set_aside(path)
             )
+        except OSError as error:
+            logger.warning("%s is passed over: it cannot be read (%s).", path, error.strerror)
     return None
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a damaged checkpoint, and return what was done."""
+    aside = path.with_name(path.name + DAMAGED)
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        return f"It cannot be renamed ({error.strerror}) and is passed over"
+    return f"It is set aside as {aside.name}"
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the first weight or average that is not finite, or None."""
+    for part in ("model", "ema"):
+        for name, value in _floats(state.get(part)):
+            if not bool(value.isfinite().all()):
+                return f"{part}: {name}"
+    return None
+
+
+def _floats(weights: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, value in weights.items() if isinstance(weights, Mapping) else ():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield name, value
+
+
+def check_finite(path: Path, state: Mapping[str, Any]) -> None:
+    """Check the weights of a checkpoint. Raises DamagedCheckpoint if they are not finite."""
+    name = not_finite(state)
+    if name is not None:
+        raise DamagedCheckpoint(f"{path} holds weights that are not finite ({name}).")
+
+
+def check_writable(folder: Path) -> None:
+    """Write and remove a small file where checkpoints will be written.
+
+    Raises:
+        CannotWrite: If that fails: now, not at the first checkpoint.
+    """
+    probe = folder / f".iter_probe.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"ahpa\n")
+    except OSError as error:
+        raise CannotWrite(
+            f"no checkpoint can be written to {folder}: {error.strerror or error}; "
+            f"{remedy(error)} or choose another --work-dir."
+        ) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def prune(folder: Path, *, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints, and what killed writers left behind.
 
-    Call it after a successful save.
+    Call it after a successful save. What cannot be deleted stays, with a warning.
     """
-    for _, path in list_checkpoints(folder)[:-keep]:
-        path.unlink(missing_ok=True)
-    for path in Path(folder).glob(".iter_*.tmp"):
-        if not path.name.endswith(f".{os.getpid()}.tmp"):
+    old = [path for _, path in list_checkpoints(folder)[:-keep]]
+    killed = [
+        path
+        for path in Path(folder).glob(".iter_*.tmp")
+        if not path.name.endswith(f".{os.getpid()}.tmp")
+    ]
+    for path in [*old, *killed]:
+        try:
             path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be deleted: %s.", path, error.strerror or error)

@@ -2,12 +2,15 @@
 
 import atexit
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..registry import UserError
+
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -86,6 +89,23 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
+
+    def on_first(self, action: Callable[[], Result]) -> Result:
+        """Do something on the first process alone and return its result on all.
+
+        Raises:
+            UserError: On every process, if the action raised it, so that none waits for the others.
+        """
+        result: Any = None
+        if self.rank == 0:
+            try:
+                result = action()
+            except UserError as error:
+                result = error
+        result = self.from_first(result)
+        if isinstance(result, UserError):
+            raise result
+        return result
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -1,20 +1,20 @@
 """What a start finds in its work dir: a run to continue, or an earlier run to keep apart.
 
-A resumed run may differ from its checkpoint in what does not touch the training (hooks, length,
-workers). Every other change is reported, and what cannot change in the middle of a run is refused.
+Every change since the checkpoint is reported, the data first; what cannot change in the middle of a
+run is refused, and a changed data set unless the user accepts it.
 """
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..registry import UserError
+from ..registry.files import CannotWrite, remedy
 from . import checkpoint
-from .distributed import Processes
 
 RUN_FILES = (
     "checkpoints",
@@ -25,14 +25,9 @@ RUN_FILES = (
     "scalars.json",
     "config.json",
 )
-FREE = (  # options that may change at a resume without a word
-    "hooks",
-    "checkpoints",
-    "train_cfg",
-    "visualizer",
+FREE = (  # options that change nothing, or whose effect is told otherwise
     "work_dir",
     "launcher",
-    "compile",
     "custom_imports",
     "default_scope",
     "demo",
@@ -41,20 +36,27 @@ FREE = (  # options that may change at a resume without a word
     "optim_wrapper.type",
     "train_dataloader.dataset.resolution",
 )
+DATA = "train_dataloader"
 OPTIMIZER = "optim_wrapper.optimizer"
+LISTED = 10  # names in a message
 Changes = Mapping[str, tuple[Any, Any]]  # dotted key -> (old, new)
 
 logger = logging.getLogger("ahpa")
 
 
-def find_resumable(work_dir: Path, processes: Processes) -> Path | None:
-    """Find the newest valid checkpoint; the first process sets damaged ones aside."""
-    found = checkpoint.newest(work_dir / "checkpoints") if processes.rank == 0 else None
-    found = processes.from_first(found)
+def find_resumable(work_dir: Path) -> Path:
+    """Find the newest valid checkpoint of a run that has some; damaged ones are set aside.
+
+    Raises:
+        UserError: If none of them can be used.
+    """
+    folder = work_dir / "checkpoints"
+    found = checkpoint.newest(folder)
     if found is None:
-        logger.info(
-            "--resume: there is no checkpoint in %s; starting from the beginning.",
-            work_dir / "checkpoints",
+        raise UserError(
+            f"cannot resume: {folder} holds checkpoints, but none that can be used (train.log says "
+            "why). Restore one from a backup, or start from the beginning without --resume: the "
+            "files that are there are then moved aside."
         )
     return found
 
@@ -64,17 +66,31 @@ def keep_earlier(work_dir: Path) -> Path | None:
 
     Returns:
         The folder, or None if there was no run.
+
+    Raises:
+        CannotWrite: If they cannot be moved; those that were moved are back in their place.
     """
-    has_checkpoints = bool(checkpoint.list_checkpoints(work_dir / "checkpoints"))
-    if not has_checkpoints and not (work_dir / "scalars.json").exists():
+    has_checkpoints = checkpoint.any_left(work_dir / "checkpoints")
+    if not has_checkpoints and not os.path.lexists(work_dir / "scalars.json"):
         return None
     number = 1
-    while (place := work_dir / f"earlier-{number}").exists():
+    while os.path.lexists(place := work_dir / f"earlier-{number}"):
         number += 1
-    place.mkdir()
-    for name in RUN_FILES:
-        if (work_dir / name).exists():
-            os.replace(work_dir / name, place / name)
+    moved = []
+    try:
+        place.mkdir()
+        for name in RUN_FILES:
+            if os.path.lexists(work_dir / name):
+                os.replace(work_dir / name, place / name)
+                moved.append(name)
+    except OSError as error:
+        for name in moved:
+            os.replace(place / name, work_dir / name)
+        raise CannotWrite(
+            f"the earlier run in {work_dir} cannot be moved to {place.name}: "
+            f"{error.strerror or error} ({error.filename}); {remedy(error)} or choose another "
+            "--work-dir."
+        ) from error
     return place
 
 
@@ -89,12 +105,63 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the differences of two configs that touch the training."""
+    """Return the differences of two configs that a user should know, the data's first."""
 
     def is_free(key: str) -> bool:
         return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
-    return {key: pair for key, pair in differences(old, new).items() if not is_free(key)}
+    found = {key: pair for key, pair in differences(old, new).items() if not is_free(key)}
+    return dict(sorted(found.items(), key=lambda item: not item[0].startswith(DATA)))
+
+
+def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say in words how two fingerprints of `Dataset.fingerprint` differ."""
+    found = []
+    if old["samples"] != new["samples"]:
+        found.append(f"{old['samples']} samples became {new['samples']}")
+    before, after = old["classes"] or [], new["classes"] or []
+    gone = [name for name in before if name not in after]
+    added = [name for name in after if name not in before]
+    if gone or added:
+        found.append(f"classes that went: {listed(gone)}; that came: {listed(added)}")
+    elif before != after:
+        found.append(f"the order of the classes: {listed(before)} became {listed(after)}")
+    if not found and old["order"] != new["order"]:
+        found.append("its samples have other names or another order")
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """List names for a message, at most ten."""
+    shown = ", ".join(repr(name) for name in names[:LISTED]) or "none"
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
+
+
+def check_data(
+    path: Path, old: Mapping[str, Any] | None, new: Mapping[str, Any], *, accept: bool
+) -> None:
+    """Compare the data set with that of a checkpoint.
+
+    Args:
+        path: The checkpoint, for the message.
+        old: Its fingerprint of the data set; None in checkpoints of ahpa before 0.2.
+        new: That of the data set now.
+        accept: Whether the run goes on with a changed data set.
+
+    Raises:
+        UserError: If it has changed: labels and order would mean something else.
+    """
+    found = data_changes(old, new) if old is not None else []
+    if not found:
+        return
+    said = "; ".join(found)
+    if not accept:
+        raise UserError(
+            f"cannot resume from {path}: the data set has changed: {said}. Labels or the order of "
+            "the samples would no longer mean what they meant. Restore the data, start a new run "
+            "in another --work-dir, or go on all the same with --accept-changed-data."
+        )
+    logger.warning("the data set has changed, which --accept-changed-data allows: %s.", said)
 
 
 def describe(changed: Changes) -> str:

@@ -23,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..data.sampler import CursorLoader
-from ..registry import BACKBONES, DATASETS, HOOKS, PARAM_SCHEDULERS, UserError, build
+from ..registry import BACKBONES, DATASETS, HOOKS, PARAM_SCHEDULERS, UserError, build, signals
 from ..registry.contracts import Dataset
 from ..registry.files import write_file
 from ..registry.locations import command_line
 from ..registry.validation import positive_int
-from . import checkpoint, resume, signals
+from . import checkpoint, lock, resume
 from .assembly import build_model
 from .denoiser import AlignedDenoiser
 from .distributed import Processes
@@ -36,7 +36,8 @@ from .metrics import Metrics
 from .optimiser import Optimiser, build_optimizer
 from .plain import to_plain
 from .random_state import random_state, set_random_state
-from .run_log import RunLog, start_logging
+from .resume import keep_earlier
+from .run_log import RunLog, start_logging, warned
 from .trainer import Run, Trainer, TrainOptions
 
 logger = logging.getLogger("ahpa")
@@ -97,7 +98,12 @@ class AlignmentRunner(Runner, Run):
 
     @classmethod
     def from_config(
-        cls, cfg: dict[str, Any], *, resume: bool = False, fit_classes: bool = False
+        cls,
+        cfg: dict[str, Any],
+        *,
+        resume: bool = False,
+        fit_classes: bool = False,
+        accept_changed_data: bool = False,
     ) -> "AlignmentRunner":
         """Build a run from a checked config.
 
@@ -105,9 +111,11 @@ class AlignmentRunner(Runner, Run):
             cfg: A config as `ahpa.engine.config.load` returns it.
             resume: Continue from the newest valid checkpoint of the work dir.
             fit_classes: Set the backbone's number of classes to the data set's.
+            accept_changed_data: Resume although the data set is not the checkpoint's.
 
         Raises:
-            UserError: If data or weights are missing, or the config does not fit the checkpoint.
+            UserError: If data or weights are missing, the config does not fit the checkpoint, or
+                another process trains in the work dir.
         """
         processes = Processes.start(cfg.get("launcher", "none"))
         start_logging(rank=processes.rank)
@@ -121,14 +129,23 @@ class AlignmentRunner(Runner, Run):
         check_conditions(net, dataset)
         net.parts.load()
         batch = batch_per_process(cfg, processes.world)
-        saved = SavedRun.find(work_dir, cfg, processes) if resume else None
-        start_log_file(work_dir, processes, fresh=saved is None)
         gpu = torch.cuda.is_available()
         device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-        net.to(device)
-        net.parts.to(device)
-        runner = cls(cfg=cfg, net=net, processes=processes, seed=seed)
-        runner._attach_trainer(dataset, batch, saved)
+        left = processes.on_first(lambda: lock.take(work_dir))
+        try:
+            continues = open_work_dir(work_dir, processes, resume=resume, left=left)
+            saved = None
+            if continues:
+                saved = SavedRun.find(
+                    work_dir, cfg, dataset, processes, accept_changed_data=accept_changed_data
+                )
+            net.to(device)
+            net.parts.to(device)
+            runner = cls(cfg=cfg, net=net, processes=processes, seed=seed)
+            runner._attach_trainer(dataset, batch, saved)
+        except BaseException:
+            lock.release(work_dir)
+            raise
         return runner
 
     def __init__(
@@ -190,6 +207,7 @@ class AlignmentRunner(Runner, Run):
         self.param_schedulers = self.trainer.schedulers
         self._train_loop = TrainerLoop(self, self.trainer)
         self.run_log = RunLog(Path(self.work_dir))
+        self._fingerprint = dataset.fingerprint()
         self._saved = saved
         self._saved_at = -1
 
@@ -214,6 +232,10 @@ class AlignmentRunner(Runner, Run):
         """Set up mmengine's environment; its own files go to `logs/` in the work dir."""
         super().setup_env(env_cfg)
         self._timestamp = "logs"
+        with warned(f"the folder {self.work_dir}/logs"):
+            (Path(self.work_dir) / "logs").mkdir(parents=True, exist_ok=True)
+            return
+        self._timestamp = ""  # mmengine needs a folder: the work dir itself
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         """Log nothing; the first lines of a run say what matters."""
@@ -267,7 +289,8 @@ class AlignmentRunner(Runner, Run):
         self._without_state = [hook for hook in self._hooks if hook not in self._with_state]
         if self.rank == 0:
             config = json.dumps(to_plain(self.settings), indent=2).encode()
-            write_file(Path(self.work_dir) / "config.json", config + b"\n")
+            with warned("config.json"):
+                write_file(Path(self.work_dir) / "config.json", config + b"\n")
             self.run_log.start(self.trainer.iteration)
         self.call_hook("before_train")
         self.call_hook("before_train_epoch")  # as mmengine: the whole run is one big epoch
@@ -310,7 +333,9 @@ class AlignmentRunner(Runner, Run):
             self.save()
         if log_due and self.rank == 0:
             self._write_record()
-        call_hooks(self._without_state, self, "after_train_iter", **step)
+        for hook in self._without_state:
+            with warned(f"what {type(hook).__name__} writes"):
+                call_hooks([hook], self, "after_train_iter", **step)
         self._hook_iteration = done
 
     def after_train(self) -> None:
@@ -325,6 +350,7 @@ class AlignmentRunner(Runner, Run):
             self.say(f"sample from it: {self._sample_command(last)}")
         self.call_hook("after_run")
         self.processes.wait()
+        lock.release(Path(self.work_dir))
 
     def _sample_command(self, path: Path) -> str:
         """Return the command that samples as the run's own grids were sampled."""
@@ -352,7 +378,8 @@ class AlignmentRunner(Runner, Run):
         self.run_log.write()
         record = self.run_log.record or {}
         scalars = {key: value for key, value in record.items() if key != "iteration"}
-        self.visualizer.add_scalars(scalars, step=record["iteration"])
+        with warned("what the visualizer writes"):
+            self.visualizer.add_scalars(scalars, step=record["iteration"])
         batch = self.trainer.options.global_batch_size
         self.say(self.run_log.line(self.max_iters, batch))
 
@@ -386,6 +413,7 @@ class AlignmentRunner(Runner, Run):
                 "iteration": trainer.iteration,
                 "config": to_plain(self.settings),
                 "seed": self.seed,
+                "dataset": self._fingerprint,
             },
         }
 
@@ -394,10 +422,9 @@ class AlignmentRunner(Runner, Run):
         iteration = self.trainer.iteration
         path = self.checkpoint_path(iteration)
         state = self.state()
+        self.processes.on_first(lambda: checkpoint.save(state, path))
         if self.rank == 0:
-            checkpoint.save(state, path)
             checkpoint.prune(path.parent, keep=self.checkpoints["keep"])
-        self.processes.wait()
         self._saved_at = iteration
         return path
 
@@ -458,18 +485,27 @@ class SavedRun:
 
     @classmethod
     def find(
-        cls, work_dir: Path, cfg: Mapping[str, Any], processes: Processes
-    ) -> "SavedRun | None":
-        """Read the newest valid checkpoint of a work dir; None if there is none.
+        cls,
+        work_dir: Path,
+        cfg: Mapping[str, Any],
+        dataset: Dataset,
+        processes: Processes,
+        *,
+        accept_changed_data: bool,
+    ) -> "SavedRun":
+        """Read the newest valid checkpoint of a work dir.
 
         Raises:
-            UserError: If the config cannot continue it.
+            UserError: If there is none, or this config or data set cannot continue it.
         """
-        path = resume.find_resumable(work_dir, processes)
-        if path is None:
-            return None
+        path = processes.on_first(lambda: resume.find_resumable(work_dir))
         state = checkpoint.load(path)
+        before = state["meta"].get("dataset")
+        resume.check_data(path, before, dataset.fingerprint(), accept=accept_changed_data)
         changed = resume.changes(state["meta"]["config"], to_plain(cfg))
+        world = len(state["rng"])
+        if world != processes.world:
+            changed = {"number of processes": (world, processes.world), **changed}
         resume.check_resumable(path, changed, scheduled=bool(cfg.get("param_scheduler")))
         return cls(path, state, changed)
 
@@ -482,14 +518,39 @@ def call_hooks(hooks: Iterable[Hook], runner: AlignmentRunner, point: str, **kwa
             method(runner, **kwargs)
 
 
-def start_log_file(work_dir: Path, processes: Processes, *, fresh: bool) -> None:
-    """Start train.log; a fresh run first moves the files of an earlier run aside."""
-    earlier = resume.keep_earlier(work_dir) if fresh and processes.rank == 0 else None
+def open_work_dir(
+    work_dir: Path, processes: Processes, *, resume: bool, left: Mapping[str, Any] | None
+) -> bool:
+    """Start train.log and check that checkpoints can be written; the lock is held.
+
+    Args:
+        work_dir: The folder. A start that resumes nothing first moves an earlier run aside.
+        processes: This run's processes.
+        resume: Whether to continue the run that is there.
+        left: What a process that has died had written to the lock.
+
+    Returns:
+        Whether there is something to continue.
+
+    Raises:
+        UserError: If the folder cannot be used.
+    """
+    folder = work_dir / "checkpoints"
+    continues = resume and processes.on_first(lambda: checkpoint.any_left(folder))
+    earlier = None
+    if not continues:
+        earlier = processes.on_first(lambda: keep_earlier(work_dir))
+    processes.on_first(lambda: checkpoint.check_writable(folder))
     start_logging(work_dir, rank=processes.rank)
+    if left:
+        logger.info("process %(process)s on %(host)s, which trained here, has ended.", dict(left))
     if earlier:
         logger.info(
             "an earlier run in %s was moved to %s (--resume continues a run)", work_dir, earlier
         )
+    if resume and not continues:
+        logger.info("--resume: there is no checkpoint in %s; starting from the beginning.", folder)
+    return continues
 
 
 def build_hooks(cfg: Mapping[str, Any]) -> dict[str, Hook]:

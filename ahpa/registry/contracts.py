@@ -9,6 +9,7 @@ Parts are built in one order, and the builder always passes what is listed here 
 parts and may not be configured. `ahpa.testing` has a conformance check for each kind.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -664,3 +665,16 @@ class Dataset(torch.utils.data.Dataset, ABC):
     def sample_id(self, index: int) -> str:
         """Return a name for a sample, for messages; its number by default."""
         return str(index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a resumed run must find again; it is part of a checkpoint.
+
+        Returns:
+            dict(samples=int, classes=list of names or None, order=SHA-256 of the names of the
+            samples in their order). No sample is read.
+        """
+        order = hashlib.sha256()
+        for index in range(len(self)):
+            order.update(self.sample_id(index).encode("utf-8", "surrogatepass") + b"\0")
+        classes = None if self.classes is None else list(self.classes)
+        return {"samples": len(self), "classes": classes, "order": order.hexdigest()}

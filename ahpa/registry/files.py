@@ -1,5 +1,6 @@
 """Writing files and folders so that they are complete or absent, never half written."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -9,12 +10,36 @@ from pathlib import Path
 
 from .errors import UserError
 
+NO_SPACE = "free some space"
+NOT_ALLOWED = "change the permissions"
+IN_THE_WAY = "move aside the file that is in the way"
+REMEDIES = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: NOT_ALLOWED,
+    errno.EPERM: NOT_ALLOWED,
+    errno.EEXIST: IN_THE_WAY,
+    errno.ENOTDIR: IN_THE_WAY,
+    errno.EISDIR: IN_THE_WAY,
+}
+
+
+class CannotWrite(UserError):
+    """A file or folder that cannot be written."""
+
+
+def remedy(error: OSError) -> str:
+    """Return what a person can do about a file that cannot be written, as "free some space"."""
+    return REMEDIES.get(error.errno or 0, "look at the disk")
+
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a file aside, sync it and rename it, so that `path` is old or complete, never partial.
 
     Raises:
-        UserError: If it cannot be written; older files are intact.
+        CannotWrite: If it cannot be written; older files are intact.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -29,9 +54,9 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise UserError(
+        raise CannotWrite(
             f"could not write {path}: {error.strerror or error}. Older files there are intact; "
-            "free some space or choose another --work-dir, then continue with --resume."
+            f"{remedy(error)} or choose another --work-dir, then continue with --resume."
         ) from error
 
 

@@ -64,17 +64,12 @@ class Done(NamedTuple):
 
 def call(name, *arguments):
     """Call the command `ahpa <name>` in this process, which is faster than a new one."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    handlers = [signal.getsignal(number) for number in numbers]
     out, errors = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(errors):
         try:
             code = ahpa_command([name, *map(str, arguments)])
         except SystemExit as end:  # argparse
             code = end.code
-        finally:
-            for number, handler in zip(numbers, handlers, strict=True):
-                signal.signal(number, handler)
     return Done(code, out.getvalue(), errors.getvalue())
 
 
@@ -98,10 +93,17 @@ def train(work_dir, *arguments, check=True, process=False, **options):
     return done
 
 
+def from_a_terminal():
+    """Signals as a shell's foreground job has them, however the tests were started."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(work_dir, *arguments, **options):
     """Start a run and return the process at once."""
     whole = command(work_dir, *arguments, **options)
     how = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    how["preexec_fn"] = from_a_terminal
     return subprocess.Popen(whole, cwd=ROOT, env=environment(), **how)
 
 
