@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from ..registry import UserError
 
+LAUNCHERS = ("none", "pytorch", "slurm")
+
 
 class Processes:
     """This process's place among all processes of a run; a single process needs no launcher.

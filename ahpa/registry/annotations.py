@@ -100,9 +100,8 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def is_sequence(kind: type) -> bool:
     """Whether a class is one of those that a list of a config may stand for."""
-    return kind in (list, tuple) or kind.__module__ == "collections.abc" and issubclass(
-        Sequence, kind
-    )
+    abstract = kind.__module__ == "collections.abc" and issubclass(Sequence, kind)
+    return abstract or kind in (list, tuple)
 
 
 def parts_fit(values: Sequence[Any], kind: type, arguments: tuple[Any, ...]) -> bool:

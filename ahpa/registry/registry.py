@@ -16,7 +16,6 @@ from . import plugins
 from .annotations import annotation_of, check_option, says_nothing
 from .errors import ConfigError, nearest
 
-
 FOREIGN = ("mmengine", "torch")  # whose classes know nothing of our errors
 
 
@@ -178,13 +177,13 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
     options = {key: value for key, value in cfg.items() if key != "type"}
     try:
         return component(**options, **derived)
-    except ValueError as error:
-        if isinstance(error, ConfigError) and where and str(error).startswith(where):
-            raise
-        raise ConfigError(located(where, str(error), options)) from error
     except Exception as error:
         if component.__module__.partition(".")[0] in FOREIGN:
             unclear = list(options)
+        elif isinstance(error, ValueError):
+            if isinstance(error, ConfigError) and where and str(error).startswith(where):
+                raise
+            raise ConfigError(located(where, str(error), options)) from error
         elif isinstance(error, TypeError):
             unclear = unannotated(component, options)
         else:
@@ -193,7 +192,9 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         named = ", ".join(unclear)
-        raise ConfigError(f"{place}{cfg['type']} refuses its options ({named}): {reason}") from error
+        raise ConfigError(
+            f"{place}{cfg['type']} refuses its options ({named}): {reason}"
+        ) from error
 
 
 def located(where: str, message: str, options: Iterable[str]) -> str:
