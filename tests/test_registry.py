@@ -49,7 +49,7 @@ class Child(Base):
         (dict(type="Base", szie=1), ["model.thing", "'szie'", "did you mean 'size'"]),
         (dict(type="Child", size=1, color=2), ["Child", "did you mean 'colour'"]),
         (dict(type="Base"), ["Base needs the option 'size'"]),
-        (dict(type="Base", size=-1), ["model.thing: size: must not be negative"]),
+        (dict(type="Base", size=-1), ["model.thing.size: must not be negative"]),
         (dict(size=1), ["a dict with a 'type'"]),
         ("Base", ["a dict with a 'type'"]),
         (None, ["a dict with a 'type'"]),

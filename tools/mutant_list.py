@@ -241,7 +241,7 @@ ENGINE = (
     Mutant(
         "sample-grids-of-raw-weights",
         HOOKS,
-        "backbone=runner.parts.ema.backbone",
+        "backbone=net.parts.ema.backbone",
         "backbone=runner.net.backbone",
         FORMULAS,
     ),

@@ -27,6 +27,13 @@ def mistakes_in_one_line() -> Iterator[None]:
         sys.exit(report_mistake(error))
 
 
+def refuse_empty(**options: str | None) -> None:
+    """Refuse options of a command line that were given as empty text. Raises UserError."""
+    for name, value in options.items():
+        if value is not None and not value.strip():
+            raise UserError(f"--{name.replace('_', '-')}: must not be empty, got {value!r}.")
+
+
 def make_parser(description: str, command: str) -> argparse.ArgumentParser:
     """Make a parser whose help begins with a module's docstring."""
     return argparse.ArgumentParser(

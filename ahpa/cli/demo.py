@@ -10,7 +10,7 @@ from typing import Any
 
 from ..conditioning.text import PROMPTS
 from ..registry import ConfigError
-from ..registry.validation import is_integer
+from ..registry.validation import is_integer, positive_int
 
 RESOLUTION = 64
 ITERATIONS = 1000
@@ -86,6 +86,8 @@ def make_small(cfg: dict[str, Any], *, keep_data: bool = False) -> None:
     own = cfg.pop("demo", None) or {}
     model = cfg["model"]
     depth = model["backbone"].get("depth")
+    if depth is not None:
+        positive_int("model.backbone.depth", depth)
     shrink(model)
     shrink(cfg.get("hooks") or {})
     model["resolution"] = RESOLUTION

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..engine import config as configs
 from ..engine.inference import load_generator
 from ..engine.pictures import save_grid, save_npz, save_pngs
-from ..registry import UserError
+from ..registry import GUIDANCES, SAMPLERS, UserError, build, check
 from ..registry.contracts import Conditioner
 from ..registry.precision import DTYPES
-from .common import make_parser, report_mistake
+from ..registry.validation import integer, positive_int
+from .common import make_parser, refuse_empty, report_mistake
 
 MOST_COLUMNS = 16  # samples of one class that make a row of a grid
 
@@ -70,16 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command. Raises UserError for a mistake."""
     args = parse(arguments)
+    check_options(args)
     out = Path(args.out)
-    if args.num < 1:
-        raise UserError(f"--num: must be at least 1, got {args.num}.")
-    if out.suffix not in ("", ".png", ".npz"):
-        raise UserError(f"--out: must end in .png or .npz, or be a folder; got {args.out!r}.")
     if args.config:
         configs.load(args.config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vae = "bundled" if args.demo else args.vae
     generator = load_generator(args.checkpoint, vae=vae, device=device, weights=args.weights)
+    generator.check(args.sampler, args.cfg_channels)
     wanted = wanted_conditions(args, generator.conditioner)
     images = generator.batches(
         wanted,
@@ -96,6 +95,33 @@ def run(arguments: Sequence[str] | None) -> int:
     write_samples(images, wanted, out)
     print(f"{args.num} samples: {out}")
     return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check what can be checked before weights are read. Raises UserError that names the option."""
+    refuse_empty(
+        checkpoint=args.checkpoint,
+        vae=args.vae,
+        sampler=args.sampler,
+        config=args.config,
+        out=args.out,
+    )
+    for name, value in (("num", args.num), ("steps", args.steps), ("batch", args.batch)):
+        positive_int(f"--{name}", value)
+    integer("--seed", args.seed)
+    for number in args.classes or ():
+        integer("--classes", number)
+    suffix = Path(args.out).suffix
+    if suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out: must end in .png or .npz, or be a folder; got {args.out!r}.")
+    if args.sampler is not None:
+        check(SAMPLERS, {"type": args.sampler}, where="--sampler")
+    guidance = {
+        "scale": args.cfg_scale,
+        "interval": list(args.cfg_interval),
+        "channels": args.cfg_channels,
+    }
+    build(GUIDANCES, {"type": "classifier-free", **guidance})
 
 
 def wanted_conditions(args: argparse.Namespace, conditioner: Conditioner) -> list[Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine import config as configs
+from ..engine.distributed import LAUNCHERS
 from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
@@ -19,7 +20,7 @@ from ..registry import signals
 from ..registry.contracts import Dataset
 from ..registry.locations import find_config
 from . import demo
-from .common import make_parser, mistakes_in_one_line
+from .common import make_parser, mistakes_in_one_line, refuse_empty
 
 if TYPE_CHECKING:
     from ..engine.runner import AlignmentRunner
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--launcher",
-        choices=("none", "pytorch", "slurm"),
+        choices=LAUNCHERS,
         default="none",
         help="pytorch: started by torchrun",
     )
@@ -115,12 +116,13 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: For a mistake, before data or weights are touched.
     """
+    refuse_empty(config=args.config, data=args.data, vae=args.vae, work_dir=args.work_dir)
     path = find_config(args.config)
     cfg = configs.load(path)
+    configs.check_keys(cfg)
     if args.data is not None:
         cfg["train_dataloader"]["dataset"] = data_set(cfg, args.data)
     if args.demo:
-        configs.check_keys(cfg)
         demo.make_small(cfg, keep_data=args.data is not None)
     if args.vae is not None:
         own = cfg["model"].get("tokenizer") or {}
@@ -131,6 +133,7 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
         cfg["randomness"] = {**(cfg.get("randomness") or {}), "seed": args.seed}
     for option in args.cfg_options:
         configs.set_option(cfg, option)
+    configs.check_keys(cfg)
     cfg["launcher"] = args.launcher
     name = Path(path).stem + ("_demo" if args.demo else "")
     cfg["work_dir"] = args.work_dir or cfg.get("work_dir") or f"work_dirs/{name}"

@@ -12,6 +12,8 @@ from ..registry import UserError
 
 Result = TypeVar("Result")
 
+LAUNCHERS = ("none", "pytorch", "slurm")
+
 
 class Processes:
     """This process's place among all processes of a run; a single process needs no launcher.

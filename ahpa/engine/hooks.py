@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from ..registry import GUIDANCES, HOOKS, SAMPLERS, ConfigError, UserError, build, check
 from ..registry.validation import integer, positive_int
 from ..sampling.generator import Generator
+from .denoiser import AlignedDenoiser
 from .pictures import save_grid
 
 
@@ -70,16 +71,24 @@ class SampleGrids(Hook):
             only += f" --sampler {sampler}"
         return f" --cfg-scale {self.options['cfg_scale']} --cfg-interval {low} {high}{only}"
 
+    def check(self, net: AlignedDenoiser, where: str = "SampleGrids") -> None:
+        """Refuse what would fail at the first grid.
+
+        Args:
+            net: The model, also one on the meta device.
+            where: Place of this hook in the config; begins the message.
+
+        Raises:
+            ConfigError: If sampler or guidance do not fit the model.
+        """
+        try:
+            self.generator(net).check(self.options["sampler"], self.options["cfg_channels"])
+        except UserError as error:
+            raise ConfigError(f"{where}.{error}") from error
+
     def before_train(self, runner: Runner) -> None:
         """Refuse before the first step what would fail at the first grid."""
-        generator = self.generator(runner)
-        generator.sampler(self.options["sampler"])
-        channels = self.options["cfg_channels"]
-        latent = generator.backbone.streams["image"][0]
-        if channels is not None and channels > latent:
-            raise ConfigError(
-                f"SampleGrids.cfg_channels: the latent has {latent} channels, got {channels}."
-            )
+        self.check(runner.net)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -90,13 +99,13 @@ class SampleGrids(Hook):
             self.draw(runner)
 
     @staticmethod
-    def generator(runner: Runner) -> Generator:
+    def generator(net: AlignedDenoiser) -> Generator:
         """Return a generator over the averaged weights."""
         return Generator(
-            tokenizer=runner.parts.tokenizer,
-            backbone=runner.parts.ema.backbone,
-            flow=runner.net.flow,
-            conditioner=runner.parts.conditioner,
+            tokenizer=net.parts.tokenizer,
+            backbone=net.parts.ema.backbone,
+            flow=net.flow,
+            conditioner=net.parts.conditioner,
         )
 
     @torch.no_grad()
@@ -110,7 +119,7 @@ class SampleGrids(Hook):
             known = known[: len(names)]
         count = min(self.rows, len(known))
         shown = [known[round(i * (len(known) - 1) / max(count - 1, 1))] for i in range(count)]
-        images = self.generator(runner).sample(
+        images = self.generator(runner.net).sample(
             [condition for condition in shown for _ in range(self.columns)],
             seed=self.seed,
             precision=runner.trainer.optimiser.precision,

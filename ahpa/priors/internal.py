@@ -50,6 +50,7 @@ def warn_of_scale(latent: Tensor) -> None:
         rms,
     )
 
+
 TOKEN_TIMES = ("min", "mean", "groups")
 
 

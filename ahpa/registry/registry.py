@@ -2,16 +2,21 @@
 
 The registry is mmengine's with two changes: a name must be registered (mmengine imports any dotted
 path, so that `type='os.system'` runs), and unknown names and options are refused with suggestions.
+Options are checked against the constructor's annotations (`annotations.py`) before it is called.
 """
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.registry import Registry
 
 from . import plugins
+from .annotations import annotation_of, check_option, says_nothing
 from .errors import ConfigError, nearest
+
+FOREIGN = ("mmengine", "torch")  # whose classes know nothing of our errors
 
 
 class ComponentRegistry(Registry):
@@ -68,7 +73,7 @@ def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     A class that passes `**options` on to its base class takes its base's options too.
 
     Returns:
-        {name: parameter}, and whether it accepts any other name.
+        {name: parameter} with resolved annotations, and whether it accepts any other name.
     """
     found: dict[str, inspect.Parameter] = {}
     is_class = inspect.isclass(component)
@@ -84,7 +89,9 @@ def parameters(component: Any) -> tuple[dict[str, inspect.Parameter], bool]:
         own = signature[1:] if is_class else signature
         for parameter in own:
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                known = parameter.replace(default=None) if passes_positional else parameter
+                known = parameter.replace(annotation=annotation_of(parameter, constructor))
+                if passes_positional and known.default is known.empty:
+                    known = known.replace(default=None)
                 found.setdefault(parameter.name, known)
         kinds = {parameter.kind for parameter in signature}
         passes_positional = passes_positional or inspect.Parameter.VAR_POSITIONAL in kinds
@@ -100,7 +107,7 @@ def check(
     where: str = "",
     derived: tuple[str, ...] = (),
 ) -> Any:
-    """Check the type and the option names of a component's config without building it.
+    """Check a component's type, its options' names and their types, without building it.
 
     Args:
         registry: The registry of its kind.
@@ -112,7 +119,8 @@ def check(
         The registered class or function.
 
     Raises:
-        ConfigError: For an unknown type or option, a derived or a missing option.
+        ConfigError: For an unknown type or option, a derived or a missing option, or a value that
+            does not fit the constructor's annotation.
     """
     place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping) or "type" not in cfg:
@@ -124,14 +132,16 @@ def check(
         place = f"{where}.type: " if where else ""
         raise ConfigError(f"{place}{error}") from None
     known, accepts_any = parameters(component)
-    for key in cfg:
+    for key, value in cfg.items():
         if key == "type":
             continue
         if key in derived:
             raise ConfigError(
                 f"{place}{key!r} follows from the other parts; remove it from the config."
             )
-        if key not in known and not accepts_any:
+        if key in known:
+            check_option(f"{where}.{key}".lstrip("."), value, known[key])
+        elif not accepts_any:
             valid = [option for option in known if option not in derived]
             raise ConfigError(f"{place}{name} has no option {key!r}{nearest(key, valid)}")
     for option, parameter in known.items():
@@ -151,7 +161,10 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
         derived: Constructor arguments that follow from the other parts.
 
     Raises:
-        ConfigError: For a mistake in `cfg`; a ValueError of the constructor becomes one.
+        ConfigError: For a mistake in `cfg`. A ValueError of the constructor becomes one, and so
+            does a TypeError if an option has no annotation to check it by. Anything else that a
+            component raises is a bug in it and keeps its traceback; but the classes of mmengine
+            and torch check their options by any kind of exception.
     """
     place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping):
@@ -164,7 +177,36 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
     options = {key: value for key, value in cfg.items() if key != "type"}
     try:
         return component(**options, **derived)
-    except ValueError as error:
-        if isinstance(error, ConfigError) and where and str(error).startswith(where):
+    except Exception as error:
+        if component.__module__.partition(".")[0] in FOREIGN:
+            unclear = list(options)
+        elif isinstance(error, ValueError):
+            if isinstance(error, ConfigError) and where and str(error).startswith(where):
+                raise
+            raise ConfigError(located(where, str(error), options)) from error
+        elif isinstance(error, TypeError):
+            unclear = unannotated(component, options)
+        else:
             raise
-        raise ConfigError(f"{place}{error}") from error
+        if not unclear:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        named = ", ".join(unclear)
+        raise ConfigError(
+            f"{place}{cfg['type']} refuses its options ({named}): {reason}"
+        ) from error
+
+
+def located(where: str, message: str, options: Iterable[str]) -> str:
+    """Return a message about a component with its place: "a.b: ...", or "a.b.option: ..." if the
+    message begins with the name of one of its options."""
+    begins = re.match(r"(\w+)[:.\[]", message)
+    if not where:
+        return message
+    return f"{where}{'.' if begins and begins[1] in options else ': '}{message}"
+
+
+def unannotated(component: Any, options: Iterable[str]) -> list[str]:
+    """List the options that no annotation could check."""
+    known, _ = parameters(component)
+    return [name for name in options if name not in known or says_nothing(known[name].annotation)]

@@ -119,6 +119,27 @@ class Generator:
             f"{built.needs}, the flow provides a {self.flow.provides}{nearest(name, fitting)}"
         )
 
+    def check(
+        self,
+        sampler: str | Mapping[str, Any] | Sampler | None = None,
+        cfg_channels: int | None = None,
+    ) -> None:
+        """Refuse a sampler or a number of guided channels that would fail at the first step.
+
+        Args:
+            sampler: See `batches`.
+            cfg_channels: See `batches`.
+
+        Raises:
+            UserError: If the sampler does not fit the flow, or the latent has fewer channels.
+        """
+        self.sampler(sampler)
+        latent = self.backbone.streams["image"][0]
+        if cfg_channels is not None and not 1 <= cfg_channels <= latent:
+            raise UserError(
+                f"cfg_channels: {cfg_channels} is not in 1..{latent}, the latent's channels."
+            )
+
     def sample(
         self,
         wanted: Sequence[Any],
