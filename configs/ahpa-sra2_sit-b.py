@@ -14,6 +14,7 @@ _base_ = [
     "_base_/recipes/ahpa.py",
 ]
 _base_.model.merge(_base_._sra2)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 2
 _base_.model.alignments.main.projector.hidden_dim = 1536
 _base_.model.priors.vae = _base_._ahpa.priors.vae

@@ -13,4 +13,5 @@ Paper: AHPA Table C.12, row "+ AHPA SDE-250": FID 4.52.
 
 _base_ = ["_base_/backbones/mmdit.py", "_base_/methods/ahpa.py", "_base_/recipes/mmdit-coco.py"]
 _base_.model.merge(_base_._ahpa)
+_base_.model.tokenizer.statistics = None  # as in REPA's text-to-image code
 _base_.model.alignments.main.tap = 6

@@ -12,4 +12,6 @@ _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/ahpa.py", "_base_/recipes
 _base_.model.merge(_base_._ahpa)
 _base_.model.alignments.main.tap = 3
 _base_.model.alignments.main.router.groups = "resolution"
-_base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema")
+_base_.model.tokenizer = dict(
+    type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema", statistics="sd-imagenet"
+)

@@ -12,4 +12,5 @@ _base_ = [
     "_base_/recipes/ahpa.py",
 ]
 _base_.model.merge(_base_._dupa)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.views.tap = 8

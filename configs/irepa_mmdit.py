@@ -11,4 +11,5 @@ Paper: not a row of a table.
 
 _base_ = ["_base_/backbones/mmdit.py", "_base_/methods/irepa.py", "_base_/recipes/mmdit-coco.py"]
 _base_.model.merge(_base_._irepa)
+_base_.model.tokenizer.statistics = None  # as in REPA's text-to-image code
 _base_.model.alignments.main.tap = 8

@@ -11,4 +11,5 @@ _base_ = [
     "_base_/recipes/ahpa.py",
 ]
 _base_.model.merge(_base_._reg)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 4

@@ -9,4 +9,5 @@ Paper: AHPA Table 7, row "REPA (DINOv2-B)": gsnr_high_noise 13.9, gsnr_low_noise
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/repa.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._repa)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 4

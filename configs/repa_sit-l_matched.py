@@ -9,4 +9,5 @@ Paper: AHPA Table 3, row "SiT-L/2 repa 400000": FID 12.6, sFID 5.25, IS 95.0, Pr
 
 _base_ = ["_base_/backbones/sit-l.py", "_base_/methods/repa.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._repa)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8

@@ -9,5 +9,6 @@ Paper: AHPA Table F.19, row "+ REPA" (100 epochs): FID 2.37, sFID 4.2, IS 253.7,
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/repa.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._repa)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8
 _base_.model.resolution = 512

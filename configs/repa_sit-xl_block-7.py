@@ -10,4 +10,5 @@ Paper: not a row of a table.
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/repa.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._repa)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 7

@@ -12,4 +12,5 @@ Paper: AHPA Table I.21, row "+ REPA": TS_iter_per_s 6.3, GFLOPs 138.5, latency_m
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/repa.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._repa)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8

@@ -7,4 +7,5 @@ Paper: not a row of a table.
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sara.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sara)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8

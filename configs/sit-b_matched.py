@@ -15,3 +15,4 @@ Paper: AHPA Table D.15, row "Vanilla SiT-B": IS 43.7, FID 33.0, Precision 0.53.
 """
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/ahpa.py"]
+_base_.model.tokenizer.statistics = "sd-imagenet"

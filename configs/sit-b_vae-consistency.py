@@ -8,4 +8,6 @@ Paper: AHPA Table B.11, row "Consistency VAE Vanilla": FID 24.5, sFID 5.9.
 """
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/recipes/ahpa.py"]
-_base_.model.tokenizer = dict(type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema")
+_base_.model.tokenizer = dict(
+    type="KLAutoencoder", source="stabilityai/sd-vae-ft-ema", statistics="sd-imagenet"
+)

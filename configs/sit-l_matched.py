@@ -11,3 +11,4 @@ Paper: AHPA Table 3, row "SiT-L/2 none 400000": FID 18.8, sFID 5.29, IS 72.0, Pr
 """
 
 _base_ = ["_base_/backbones/sit-l.py", "_base_/recipes/ahpa.py"]
+_base_.model.tokenizer.statistics = "sd-imagenet"

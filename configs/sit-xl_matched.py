@@ -13,3 +13,4 @@ Paper: AHPA Table I.21, row "SiT-XL/2": TS_iter_per_s 8.1, GFLOPs 114.46, latenc
 """
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/recipes/ahpa.py"]
+_base_.model.tokenizer.statistics = "sd-imagenet"

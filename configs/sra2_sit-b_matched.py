@@ -9,5 +9,6 @@ Paper: AHPA Table 7, row "SRA 2 (Latent)": gsnr_high_noise 12.0, gsnr_low_noise 
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sra2.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra2)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 2
 _base_.model.alignments.main.projector.hidden_dim = 1536

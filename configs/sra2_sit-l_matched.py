@@ -9,5 +9,6 @@ Paper: AHPA Table 3, row "SiT-L/2 sra2 400000": FID 16.2, sFID 5.11, IS 77.4, Pr
 
 _base_ = ["_base_/backbones/sit-l.py", "_base_/methods/sra2.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra2)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8
 _base_.model.alignments.main.projector.hidden_dim = 2048

@@ -9,6 +9,7 @@ Paper: AHPA Table F.19, row "+ SRA 2" (100 epochs): FID 2.45, sFID 4.28, IS 249.
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra2.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra2)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8
 _base_.model.alignments.main.projector.hidden_dim = 2304
 _base_.model.resolution = 512

@@ -10,5 +10,6 @@ Paper: not a row of a table.
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra2.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra2)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 7
 _base_.model.alignments.main.projector.hidden_dim = 2304

@@ -12,5 +12,6 @@ Paper: AHPA Table I.21, row "+ SRA 2": TS_iter_per_s 7.2, GFLOPs 118.55, latency
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra2.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra2)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8
 _base_.model.alignments.main.projector.hidden_dim = 2304

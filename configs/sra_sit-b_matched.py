@@ -7,6 +7,7 @@ Paper: not a row of a table.
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/sra.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 3
 _base_.model.priors.ema.block = 8
 _base_.model.alignments.main.projector.hidden_dim = 1536

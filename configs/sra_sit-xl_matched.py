@@ -9,6 +9,7 @@ Paper: AHPA Table I.21, row "+ SRA": TS_iter_per_s 5.1, GFLOPs 197.57, latency_m
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/ahpa.py"]
 _base_.model.merge(_base_._sra)
+_base_.model.tokenizer.statistics = "sd-imagenet"
 _base_.model.alignments.main.tap = 8
 _base_.model.priors.ema.block = 20
 _base_.model.alignments.main.projector.hidden_dim = 2304

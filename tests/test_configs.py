@@ -99,10 +99,24 @@ def test_names_its_bricks_and_little_else(path):
     changes = lines[2:]
     if "methods" in rooms:
         assert re.fullmatch(r"_base_\.model\.merge\(_base_\._\w+\)", changes.pop(0))
-    places = r"_base_\.model\.\S+\.(tap|block|hidden_dim) = \d+"
+    places = r"_base_\.model\.(\S+\.(tap|block|hidden_dim) = \d+|tokenizer\.statistics = .+)"
     others = [line for line in changes if not re.fullmatch(places, line) and line[:7] == "_base_."]
     helpers = [line for line in changes if re.match(r"_[a-z]+ = ", line)]
     assert len(others) <= 2 and len(helpers) <= 1, "one or two assignments"
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_latents_are_normalised_as_the_source_does(path):
+    """AHPA's recipe and iREPA: by channel. Others, and text to image: by one factor. Nothing is
+    published for SDXL's autoencoder."""
+    names = {file.stem for file in family(path)}
+    model = configs.load(path)["model"]
+    wanted = None
+    if names & {"dit_ahpa", "irepa"} or "_base_/recipes/ahpa.py" in path.read_text():
+        wanted = "sd-imagenet"
+    if "mmdit" in path.stem or "sdxl" in model["tokenizer"]["source"]:
+        wanted = None
+    assert model["tokenizer"].get("statistics") == wanted
 
 
 @pytest.mark.parametrize("path", ALL, ids=_name)

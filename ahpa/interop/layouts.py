@@ -58,12 +58,16 @@ class Layout(NamedTuple):
 
 
 EMA_VAE = {"type": "KLAutoencoder", "source": "stabilityai/sd-vae-ft-ema"}
-MSE_VAE = {"type": "KLAutoencoder", "source": "stabilityai/sd-vae-ft-mse"}
+PER_CHANNEL_VAE = {  # iREPA's code normalises each channel of the latents
+    "type": "KLAutoencoder",
+    "source": "stabilityai/sd-vae-ft-mse",
+    "statistics": "sd-imagenet",
+}
 FORMATS = {
     "sit": Layout("SiT", {"reversed_time": True}, (), EMA_VAE, "dropped"),
     "dit": Layout("DiT", {}, (), EMA_VAE, "optional"),
     "repa": Layout("SiT", {}, (MLP,), EMA_VAE, "never"),
-    "irepa": Layout("SiT", {}, IREPA_HEADS, MSE_VAE, "never"),
+    "irepa": Layout("SiT", {}, IREPA_HEADS, PER_CHANNEL_VAE, "never"),
     "sra": Layout("SiT", {}, (SRA_HEAD,), EMA_VAE, "never"),
     "sra-dit": Layout("DiT", {}, (SRA_HEAD,), EMA_VAE, "always"),
     "reg": Layout("ClassStreamSiT", {}, (MLP,), EMA_VAE, "never"),

@@ -4,6 +4,7 @@ The config sets the block, `alignments.main.tap`.
 """
 
 _irepa = dict(
+    tokenizer=dict(statistics="sd-imagenet"),
     priors=dict(
         dino=dict(
             type="SpatialNorm",

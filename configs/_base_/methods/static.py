@@ -4,6 +4,7 @@ The config sets the block, `alignments.main.tap`, and the levels, `alignments.ma
 """
 
 _static = dict(
+    tokenizer=dict(statistics="sd-imagenet"),
     priors=dict(vae=dict(type="VAETaps")),
     alignments=dict(
         main=dict(
