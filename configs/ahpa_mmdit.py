@@ -6,9 +6,12 @@ Text to image on COCO 2014. The block is not stated for this setting: 6, a quart
 Command: python tools/train.py configs/ahpa_mmdit.py --data COCO
 Hardware: one GPU of 80 GB suggested; time not measured (150K steps of batch 256). COCO holds
     train2014/ and annotations/captions_train2014.json; CLIP's weights come from the hub.
-Paper: AHPA Table 5, row "+ AHPA": FID 4.52, PickScore 21.33.
-Paper: AHPA Table C.12, row "+ AHPA ODE-50": FID 5.02.
-Paper: AHPA Table C.12, row "+ AHPA SDE-250": FID 4.52.
+Paper: AHPA Table 5, row "+ AHPA": FID 4.52, PickScore 21.33 (elsewhere in AHPA PickScore 21.03).
+    Sample with --sampler sde --steps 250 --cfg-scale 2.
+Paper: AHPA Table C.12, row "+ AHPA ODE-50": FID 5.02. Sample with --sampler euler --steps 50
+    --cfg-scale 2.
+Paper: AHPA Table C.12, row "+ AHPA SDE-250": FID 4.52. Sample with --sampler sde --steps 250
+    --cfg-scale 2.
 """
 
 _base_ = ["_base_/backbones/mmdit.py", "_base_/methods/ahpa.py", "_base_/recipes/mmdit-coco.py"]

@@ -8,6 +8,10 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: no figure for this size.
 """
 
-_base_ = ["_base_/backbones/sit-b_decoupled.py", "_base_/methods/dupa.py", "_base_/recipes/sit.py"]
+_base_ = [
+    "_base_/backbones/sit-b_decoupled.py",
+    "_base_/methods/dupa.py",
+    "_base_/recipes/sit_noflip.py",
+]
 _base_.model.merge(_base_._dupa)
 _base_.model.alignments.views.tap = 8

@@ -10,6 +10,10 @@ Paper: the method's own, 400K steps without guidance: FID 11.1, IS 104.8 (DDT 14
     without alignment 12.5).
 """
 
-_base_ = ["_base_/backbones/sit-l_decoupled.py", "_base_/methods/dupa.py", "_base_/recipes/sit.py"]
+_base_ = [
+    "_base_/backbones/sit-l_decoupled.py",
+    "_base_/methods/dupa.py",
+    "_base_/recipes/sit_noflip.py",
+]
 _base_.model.merge(_base_._dupa)
 _base_.model.alignments.views.tap = 8

@@ -6,8 +6,10 @@ inferred, and so is REPA's recipe.
 
 Command: python tools/train.py configs/haste_sit-b.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
-Paper: RARE's comparison, table 2, 400K steps (SDE-250, 50K samples): FID 18.99; guided (1.65 on
-    [0, 0.72]) 5.00.
+Paper: RARE's comparison, table 2, 400K steps without guidance (SDE of 250 steps, 50K samples): FID
+    18.99.
+Paper: RARE's comparison, table 2, 400K steps: FID 5.00. Sample with --sampler sde --steps 250
+    --cfg-scale 1.65 --cfg-interval 0 0.72.
 """
 
 _base_ = ["_base_/backbones/sit-b.py", "_base_/methods/haste.py", "_base_/recipes/repa.py"]

@@ -1,7 +1,6 @@
 """LayerSync (arXiv:2510.12581) on SiT-XL/2: block 8 aligned with block 16 of the same pass.
 
-Cosine without a projector, weight 0.2: the setting of the authors' code. That code also flips the
-images, which SiT's recipe here does not (`train_dataloader.dataset.flip=True`).
+Cosine without a projector, weight 0.2, horizontal flips: the setting of the authors' code.
 
 Command: torchrun --nproc-per-node 8 tools/train.py configs/layersync_sit-xl.py
     --data IMAGENET/train --launcher pytorch

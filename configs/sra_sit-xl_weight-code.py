@@ -7,7 +7,10 @@ of 400K steps it stays 0.2.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/sra_sit-xl_weight-code.py --data
     IMAGENET/train --launcher pytorch
 Hardware: 8 GPUs of 80 GB suggested; time not measured (4M steps of batch 256).
-Paper: the method's own, guided (1.8, t up to 0.7): 400 epochs FID 1.85, 800 epochs 1.58.
+Paper: the method's own, 400 epochs: FID 1.85. Train with --max-iters 2001600, sample with --sampler
+    sde --steps 250 --cfg-scale 1.8 --cfg-interval 0 0.7.
+Paper: the method's own, 800 epochs: FID 1.58. Sample with --sampler sde --steps 250 --cfg-scale 1.8
+    --cfg-interval 0 0.7.
 """
 
 _base_ = ["_base_/backbones/sit-xl.py", "_base_/methods/sra.py", "_base_/recipes/repa.py"]

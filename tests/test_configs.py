@@ -291,13 +291,168 @@ def test_the_baselines_of_ahpas_readme_are_at_block_7(method):
     assert own == matched
 
 
+ROW_KEYS = {"row", "config", "epochs", "iterations", "sampler", "steps", "cfg_scale"}
+SAMPLERS = {
+    "euler_ode_250": ("euler", 250),
+    "euler_ode_50": ("euler", 50),
+    "euler_maruyama_sde_250": ("sde", 250),
+    "ddpm_250": ("ddpm", 250),
+}
+
+
 def test_no_runnable_row_of_the_paper_is_missing(shared):
-    """Every runnable row of every table has a config, with the printed figures."""
+    """Every runnable row of every table has a config, its figures and what else is known of it."""
     for table in json.loads((shared / "design" / "paper_tables.json").read_text()):
-        wanted = [(row["name"], row["metrics"]) for row in table["rows"] if row["runnable"]]
+        wanted = [row for row in table["rows"] if row["runnable"]]
         name = f"table_{table['table'].replace('.', '').lower()}.json"
         own = json.loads((ROOT / "configs" / "tables" / name).read_text())["rows"] if wanted else []
-        assert [(row["row"], row["paper"]) for row in own] == wanted, name
+        assert [row["row"] for row in own] == [row["name"] for row in wanted], name
+        for row, source in zip(own, wanted, strict=True):
+            assert row["paper"] == source["metrics"]
+            assert row.get("published") == source.get("published_metrics")
+            assert row.get("alternative") == source.get("alt_metrics")
+            for key in ("epochs", "iterations", "cfg_scale"):
+                assert source["config"].get(key) in (None, row[key]), (name, row["row"], key)
+            interval = source["config"].get("guidance_interval")
+            assert interval is None or interval == row["cfg_interval"]
+            assumed = source["config"].get("cfg_status", "").startswith("assumed")
+            assert row.get("guidance") == "assumed" or not assumed
+            sampler = source["config"].get("sampler")
+            assert sampler is None or (row["sampler"], row["steps"]) == SAMPLERS[sampler]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=_name)
+def test_rows_say_how_long_and_how_sampled(path):
+    table = json.loads(path.read_text())
+    for row in table["rows"]:
+        assert row.keys() >= ROW_KEYS | {"cfg_interval", "paper"}
+        if table["table"] in ("6", "I.21"):  # a cost
+            assert row["iterations"] is None
+            continue
+        images = 82_783 if "mmdit" in row["config"] else 1_281_167  # COCO 2014, ImageNet
+        assert row["epochs"] == pytest.approx(256 * row["iterations"] / images, rel=2e-3)
+        if not {"FID", "PickScore"} & row["paper"].keys():  # nothing is sampled for a G-SNR
+            assert row["sampler"] is None
+            continue
+        assert row["sampler"] in ("euler", "sde", "ddpm") and row["steps"] in (50, 250)
+        assert (row["cfg_scale"] > 1) == (row["cfg_interval"] is not None)
+
+
+LEVELS = {}  # of the groups that a string names, which are the same in configs of one prior
+
+
+def levels_of(name, key, groups):
+    """The levels of each group of an alignment's router."""
+    cfg = configs.load(ROOT / "configs" / f"{name}.py")
+    known = (groups, json.dumps(cfg["model"]["priors"], default=str))
+    if known not in LEVELS:
+        router = configs.check_config(cfg).alignments[key].router
+        LEVELS[known] = [list(levels) for levels in router.groups.values()]
+    return LEVELS[known]
+
+
+def model_of(name):
+    """What decides on a config's model and training; equal for two names of the same."""
+    cfg = configs.load(ROOT / "configs" / f"{name}.py")
+    model = cfg["model"]
+    tokenizer = model["tokenizer"]
+    if tokenizer["source"] in ("stabilityai/sd-vae-ft-mse", "stabilityai/sd-vae-ft-ema"):
+        tokenizer["source"] = "sd"  # they differ in the decoder alone
+    for key, alignment in model["alignments"].items():
+        groups = alignment.get("router", {}).get("groups")
+        if isinstance(groups, str):
+            alignment["router"]["groups"] = levels_of(name, key, groups)
+    parts = (model, cfg["optim_wrapper"], cfg["train_dataloader"])
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def test_one_model_claims_one_figure():
+    """Rows of one model, length and sampling agree, but for those that say what is wrong."""
+    models, claims = {}, {}
+    for path in TABLES:
+        table = json.loads(path.read_text())
+        for row in table["rows"]:
+            name = Path(row["config"]).stem
+            if not row.get("reproducible", True):
+                continue
+            models.setdefault(name, model_of(name))
+            for metric in ("FID", "sFID", "IS", "Precision", "Recall", "PickScore", "gsnr_avg"):
+                value = row.get("alternative", {}).get(metric, row["paper"].get(metric))
+                if value is None or (metric == "PickScore" and "alternative" in row):
+                    continue
+                how = (row["iterations"], row["sampler"], row["cfg_scale"])
+                key = (models[name], *(how if metric != "gsnr_avg" else ()), metric)
+                claims.setdefault(key, {})[f"{table['table']} {row['row']}"] = value
+    conflicts = [rows for rows in claims.values() if len(set(rows.values())) > 1]
+    assert conflicts == []
+    assert len(claims) < sum(len(rows) for rows in claims.values())  # some are told twice
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ahpa_sit-b_groups-resolution", "ahpa_sit-b_groups-2-6"),
+        ("ahpa_sit-b_vae-consistency", "ahpa_sit-b_groups-resolution"),
+        ("sit-b_vae-consistency", "sit-b_matched"),
+    ],
+)
+def test_a_config_that_is_another_ones_model_says_so(one, other):
+    assert model_of(one) == model_of(other)
+    header = config_map.read_header(ROOT / "configs" / f"{one}.py")
+    assert f"`{other}`" in header.replace("\n", " ")
+    quoted = [line for line in header.splitlines() if line.startswith("Paper: AHPA")]
+    assert all("no public autoencoder reproduces it" in line for line in quoted)
+
+
+STOPPING = sorted(path for path in ALL if path.stem.startswith("haste") or "stop" in path.stem)
+
+
+@pytest.mark.parametrize("path", STOPPING, ids=_name)
+def test_stops_like_hastes_are_counted_in_steps(path):
+    """100,000 for B and 250,000 for L and XL, whatever the length of the run."""
+    alignments = configs.load(path)["model"]["alignments"]
+    step = 100_000 if "sit-b" in path.stem else 250_000
+    wanted = dict(type="EarlyStop", value=0.5, until_step=step)
+    assert [alignment["weight"] for alignment in alignments.values()] == [wanted] * len(alignments)
+
+
+@pytest.mark.parametrize(
+    ("names", "flip"),
+    [
+        (("sit-s", "sit-b", "sit-l", "sit-xl", "sit-xl_512px", "sit-xl_iters-7m"), True),
+        (("layersync_sit-b", "layersync_sit-xl", "dispersive_sit-b"), True),
+        (("sit-b_matched", "repa_sit-b", "sra_sit-b", "sra2_sit-b", "dupa_sit-b"), False),
+    ],
+)
+def test_sits_own_code_flips_and_repas_family_does_not(names, flip):
+    for name in names:
+        dataset = configs.load(ROOT / "configs" / f"{name}.py")["train_dataloader"]["dataset"]
+        assert dataset["flip"] is flip, name
+
+
+def lengths(text):
+    """The optimiser steps that a text speaks of: epochs of ImageNet, or steps in K or M."""
+    found = [int(number) * 5004 for number in re.findall(r"(\d+) epochs", text)]
+    for number, unit in re.findall(r"\b(\d+)([KM]) steps", text):
+        found.append(int(number) * {"K": 1000, "M": 1_000_000}[unit])
+    return found
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_figures_of_another_length_come_with_the_command(path):
+    """What is printed after 100 to 1400 epochs is not what a command of 80 epochs gives."""
+    own = configs.load(path)["train_cfg"]["max_iters"]
+    header = config_map.read_header(path)
+    for line in header.splitlines():
+        if not line.startswith("Paper:") or "FID" not in line:
+            continue
+        told = re.search(r"--max-iters (\d+)", line)
+        trained = own if told is None else int(told[1])
+        for steps in lengths(line):
+            assert trained == pytest.approx(steps, rel=0.002), line
+        if "guid" in line and "without guidance" not in line and "not known here" not in line:
+            assert "--cfg-scale" in line, line
+        assert len(lengths(line)) == 1 or "AHPA Table" in line or "not known here" in line, line
 
 
 PAPER_SETTINGS = [  # config, then what the paper's row says of it

@@ -43,6 +43,7 @@ BACKBONES = (
     "dit-xl 512 px",
     "mmdit",
 )
+USUAL_LENGTHS = (400_000, 150_000, None)  # of the recipes, ImageNet and COCO; None for a cost
 NAME = r"(?:(.+?)_)?((?:sit|dit)-[a-z]+|mmdit)(?:_(.+))?"  # of a config
 INTRO = """# The map of the configs
 
@@ -131,15 +132,48 @@ def figures(values: dict) -> str:
 
 
 def row_name(row: dict) -> str:
-    """Return the name of a row, with its epochs where rows differ by them."""
-    return row["row"] + (f" ({row['epochs']} epochs)" if "epochs" in row else "")
+    """Return the name of a row, with its epochs if it is of another length than the recipes."""
+    epochs = "" if row["iterations"] in USUAL_LENGTHS else f" ({row['epochs']} epochs)"
+    return row["row"] + epochs
+
+
+def printed(row: dict) -> str:
+    """Format what a row prints, and what is known to be otherwise."""
+    text = figures(row["paper"]) or "no figure printed"
+    if "published" in row:
+        text += f" (in its own paper {figures(row['published'])})"
+    if "alternative" in row:
+        text += f" (elsewhere in AHPA {figures(row['alternative'])})"
+    if not row.get("reproducible", True):
+        text += " (no public autoencoder reproduces it)"
+    return text
+
+
+def commands(row: dict) -> str:
+    """Return the options that train as long as a row and draw its guided samples, if any."""
+    parts = []
+    if row["iterations"] not in USUAL_LENGTHS:
+        parts.append(f"train with --max-iters {row['iterations']}")
+    if row["cfg_scale"] not in (None, 1.0):
+        options = (
+            f"--sampler {row['sampler']} --steps {row['steps']} --cfg-scale {row['cfg_scale']:g}"
+        )
+        low, high = row["cfg_interval"]
+        if (low, high) != (0, 1):
+            options += f" --cfg-interval {low:g} {high:g}"
+        if "cfg_channels" in row:
+            options += f" --cfg-channels {row['cfg_channels']}"
+        assumed = " (guidance assumed)" if row.get("guidance") == "assumed" else ""
+        parts.append(f"sample with {options}{assumed}")
+    return ", ".join(parts)
 
 
 def row_line(content: dict, row: dict) -> str:
     """Return the line of a config's header that quotes a row of a table."""
-    epochs = f" ({row['epochs']} epochs)" if "epochs" in row else ""
-    quoted = figures(row["paper"]) or "no figure printed"
-    return f'Paper: AHPA Table {content["table"]}, row "{row["row"]}"{epochs}: {quoted}.'
+    epochs = row_name(row).removeprefix(row["row"])
+    line = f'Paper: AHPA Table {content["table"]}, row "{row["row"]}"{epochs}: {printed(row)}.'
+    how = commands(row)
+    return f"{line} {how[0].upper()}{how[1:]}." if how else line
 
 
 def paper_table(path: Path) -> str:
@@ -148,7 +182,7 @@ def paper_table(path: Path) -> str:
     rows = []
     for row in content["rows"]:
         cells = [row_name(row), link(Path(row["config"]).stem)]
-        cells += [figures(row["paper"]), figures(row.get("measured", {}))]
+        cells += [printed(row), figures(row.get("measured", {}))]
         rows.append([cell.replace("|", "\\|") for cell in cells])
     head = f"### Table {content['table']}: {content['title']}\n\n"
     return head + table(["row", "config", "printed", "measured"], rows)

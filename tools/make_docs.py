@@ -17,6 +17,7 @@ cannot go stale. Formulas become MathML, so a page needs no script and no reques
 import argparse
 import ast
 import html
+import importlib
 import json
 import os
 import re
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+config_map = importlib.import_module("config_map")
 DOCS = ROOT / "docs"
 CONFIGS = ROOT / "configs"
 ROOMS = (  # the rooms of the package, each a page of the API
@@ -195,11 +198,6 @@ def configs_table(method: str) -> str:
     return table(["config", "what it is"], rows)
 
 
-def figures(values: dict[str, Any]) -> str:
-    """Format figures; empty ones are left out."""
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-
-
 def rows_table(method: str) -> str:
     """Format the rows of AHPA's tables that lead to a method's configs."""
     wanted = set(of_method(method))
@@ -211,10 +209,9 @@ def rows_table(method: str) -> str:
             name = Path(row["config"]).stem
             if name not in wanted:
                 continue
-            epochs = f" ({row['epochs']} epochs)" if "epochs" in row else ""
-            label = row["row"].replace("|", "\\|") + epochs
-            measured = figures(row.get("measured", {})) or "–"  # noqa: RUF001
-            printed = figures(row["paper"]) or "–"  # noqa: RUF001
+            label = config_map.row_name(row).replace("|", "\\|")
+            measured = config_map.figures(row.get("measured", {})) or "–"  # noqa: RUF001
+            printed = config_map.printed(row)
             rows.append([content["table"], label, config_link(name), printed, measured])
     if not rows:
         return "*The tables of the AHPA paper have no row for it.*"
