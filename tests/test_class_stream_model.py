@@ -126,6 +126,18 @@ def test_mistakes(changes, word):
         model(**changes)
 
 
+def test_the_class_token_is_guided_by_a_scale_of_its_own():
+    own = model()
+    generator = generator_of(own)
+    generator.backbone = own.backbone.eval()  # the average still predicts zeros
+    options = dict(sampler="sde", steps=3, cfg_scale=1.8)
+    same, other = (generator.latents([1, 2], cls_cfg_scale=w, **options) for w in (1.8, 2.3))
+    plain = generator.latents([1, 2], **options)
+    for name in ("image", "cls"):
+        assert torch.equal(plain[name], same[name])
+        assert not torch.equal(plain[name], other[name])  # the image's blocks see the token
+
+
 # ---- DiT ----------------------------------------------------------------------------------------
 
 

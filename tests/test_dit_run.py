@@ -76,6 +76,7 @@ def test_ddpm_and_ddim_and_the_guided_channels_differ(run):
         (("--steps", 1001), ["between 1 and 1000"]),
         (("--cfg-channels", 9, "--cfg-scale", 2), ["cfg_channels: 9"]),
         (("--cfg-scale", -1), ["cfg_scale"]),
+        (("--cfg-scale", 2, "--cls-cfg-scale", 2.3), ["cls_cfg_scale: has no effect"]),
     ],
     ids=str,
 )
@@ -90,6 +91,10 @@ def test_mistakes_at_the_command_line(run, arguments, messages):
     [
         ("hooks.samples.sampler=euler", "'euler' does not fit the DiscreteFlow"),
         ("hooks.samples.cfg_channels=9", "got 9"),
+        (
+            "hooks.samples.cls_cfg_scale=2.3",
+            "SampleGrids.cls_cfg_scale: the backbone has no stream",
+        ),
         ("model.flow_loss.vlb_weight=-1", "vlb_weight"),
         ("model.backbone.learn_sigma=False", "learn_sigma=True"),
     ],

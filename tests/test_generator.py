@@ -92,7 +92,7 @@ def generator(streams=None, variance=False, **flow):
 
 
 DISCRETE = dict(type="DiscreteFlow")
-FITTING = {"velocity": ["euler", "heun", "sde"], "noise": ["ddim", "ddpm"]}
+FITTING = {"velocity": ["dopri5", "euler", "heun", "sde"], "noise": ["ddim", "ddpm"]}
 
 
 def test_images_and_their_latents():
@@ -124,6 +124,8 @@ def test_a_sample_is_a_function_of_seed_and_number(sampler):
     flow = DISCRETE if sampler in FITTING["noise"] else {}
     parts = generator(**flow)
     options = dict(steps=3, sampler=sampler, seed=4)
+    if SAMPLERS.get(sampler).adaptive:  # its steps are chosen for the batch
+        options["sampler"] = dict(type=sampler, rtol=1e-5)
     all_at_once = parts.sample([1, 2, 3, 4], **options)
     one_by_one = parts.sample([1, 2, 3, 4], batch=1, **options)
     part = parts.sample([3, 4], first=2, **options)
@@ -240,7 +242,9 @@ def test_an_outside_sampler_by_name_config_and_object(jump):
 
 
 def test_a_sampler_that_does_not_fit_is_refused_and_the_fitting_ones_are_named(jump):
-    with pytest.raises(UserError, match="'ddpm' does not fit.*Valid: euler, heun, jump, sde"):
+    with pytest.raises(
+        UserError, match="'ddpm' does not fit.*Valid: dopri5, euler, heun, jump, sde"
+    ):
         generator().sample([1], sampler="ddpm")
     with pytest.raises(UserError, match="'euler' does not fit the DiscreteFlow.*ddim, ddpm"):
         generator(**DISCRETE).sample([1], sampler=dict(type="euler"))
@@ -248,6 +252,38 @@ def test_a_sampler_that_does_not_fit_is_refused_and_the_fitting_ones_are_named(j
         generator(**DISCRETE).sample([1], sampler=Jump())
     with pytest.raises(ConfigError, match="did you mean 'euler'"):
         generator().sample([1], sampler="eular")
+
+
+@pytest.mark.parametrize("sampler", ["euler", "sde"])
+def test_images_from_given_noise_in_any_batches(sampler):
+    """Given noise is that of `start_noise` or anyone's; each sample keeps its own."""
+    parts = generator(streams={"cls": (5,)})
+    options = dict(sampler=sampler, steps=3, seed=4)
+    wanted = parts.sample([1, 2, 3], **options)
+    noise = parts.start_noise(3, seed=4)
+    assert torch.equal(parts.sample([1, 2, 3], noise=noise, batch=2, **options), wanted)
+    own = {name: -x.double() for name, x in noise.items()}  # from another program
+    images = parts.sample([1, 2, 3], noise=own, batch=2, **options)
+    assert not torch.equal(images, wanted)
+    latents = parts.latents([1, 2, 3], noise=own, **options)
+    assert torch.equal(parts.decode(latents["image"]), images)
+    with pytest.raises(ValueError, match="noise: 'image' is for 3 samples, not 2"):
+        parts.sample([1, 2], noise=noise, **options)
+    with pytest.raises(ValueError, match="noise: must have the shapes"):
+        parts.sample([1, 2, 3], noise={"image": noise["image"]}, **options)
+
+
+def test_the_scale_of_the_class_stream():
+    parts = generator(streams={"cls": (5,)})
+    options = dict(steps=3, cfg_scale=2.0)
+    ends = {w: parts.latents([1, 2], cls_cfg_scale=w, **options) for w in (None, 2.0, 0, 1, 3.0)}
+    for name in ("image", "cls"):
+        assert torch.equal(ends[None][name], ends[2.0][name])
+        assert torch.equal(ends[0][name], ends[1][name])
+    assert not torch.equal(ends[3.0]["cls"], ends[2.0]["cls"])
+    assert torch.equal(ends[3.0]["image"], ends[2.0]["image"])  # this toy's streams do not mix
+    images = parts.sample([1, 2], cls_cfg_scale=3.0, **options)
+    assert torch.equal(images, parts.decode(ends[3.0]["image"]))
 
 
 def test_another_guidance():
@@ -267,6 +303,8 @@ def test_another_guidance():
         (dict(cfg_scale=-1), "cfg_scale"),
         (dict(cfg_interval=(1, 0)), "cfg_interval"),
         (dict(cfg_scale=2.0, cfg_channels=9), "cfg_channels: 9"),
+        (dict(cfg_scale=2.0, cls_cfg_scale=2.3), "no stream beside the image"),
+        (dict(cls_cfg_scale=2.3), "no effect with cfg_scale=1"),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from PIL import Image
 from support.runs import train
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "library.md").read_text()
-LOOP, PARTS, SAMPLE = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+LOOP, PARTS, SAMPLE, LATENTS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +49,11 @@ def test_sampling_from_a_checkpoint(run, tmp_path):
     exec(compile(SAMPLE, "docs/library.md, sampling", "exec"), found)
     assert found["images"].shape == (4, 3, 64, 64) and found["images"].dtype == torch.uint8
     assert Image.open(tmp_path / "grid.png").size == (2 * 66 + 2, 2 * 66 + 2)
+
+
+def test_given_noise_and_latents(run):
+    found = dict(checkpoint=run)
+    exec(compile(SAMPLE.split("save_grid(")[0], "docs/library.md, sampling", "exec"), found)
+    exec(compile(LATENTS, "docs/library.md, latents", "exec"), found)
+    assert found["latents"]["image"].shape == (4, 4, 8, 8)
+    assert torch.equal(found["images"], found["decoded"])

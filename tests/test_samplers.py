@@ -184,6 +184,95 @@ def test_the_shift_of_the_times_written_out(name, last):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.25)
 
 
+# ---- adaptive steps -------------------------------------------------------------------------
+
+STEEP = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+BY_TORCHDIFFEQ = {  # torchdiffeq 0.2.5, "dopri5", a step at t = 0: calls and end of dx/dt below
+    (1e-3, 1e-6): (134, [1.2258690701143173, -2.6855333371628184e-07, 2.4509975690592323]),
+    (1e-6, 1e-9): (320, [1.2258691145713163, -4.150396533219823e-10, 2.4509976721158084]),
+}
+
+
+def adaptive(model, x, **options):
+    """The end of dopri5 and the times of its calls."""
+    seen = []
+
+    def watched(state, t):
+        seen.append(float(t))
+        return {"image": model(state["image"], t)}
+
+    return run("dopri5", watched, {"image": x}, steps=1, **options)["image"], seen
+
+
+@pytest.mark.parametrize("rtol, atol", BY_TORCHDIFFEQ)
+def test_dopri5_takes_the_steps_of_torchdiffeq(rtol, atol):
+    """dx/dt = 8 sin 5x + x in float64: the same calls, and the same end to 1e-13."""
+    out, seen = adaptive(lambda x, t: 8 * torch.sin(5 * x) + x, STEEP, rtol=rtol, atol=atol)
+    calls, wanted = BY_TORCHDIFFEQ[rtol, atol]
+    assert len(seen) == calls and seen[0] == 1 and min(seen) == 0
+    torch.testing.assert_close(out, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_dopri5_against_torchdiffeq_itself(scale):
+    """On a network in float32, where it is installed."""
+    odeint = pytest.importorskip("torchdiffeq").odeint
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(9, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
+
+    @torch.no_grad()
+    def velocity(x, t):
+        return scale * net(torch.cat([x, t.to(x).expand(len(x), 1)], 1))
+
+    x, times, calls = torch.randn(5, 8), torch.tensor([1.0, 0.0], dtype=torch.float64), []
+
+    def counted(t, state):
+        calls.append(float(t))
+        return velocity(state, t)
+
+    own = dict(method="dopri5", rtol=1e-3, atol=1e-6, options=dict(step_t=times[1:]))
+    wanted = odeint(counted, x, times, **own)[-1]
+    out, seen = adaptive(velocity, x)
+    assert len(seen) == len(calls)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dopri5_keeps_its_tolerance(kind):
+    """The flow of Gaussian data ends at STD x; a smaller tolerance means a smaller error."""
+    x = torch.ones(1, dtype=torch.float64)
+    errors = []
+    for rtol in (1e-2, 1e-4, 1e-6):
+        out = integrate("dopri5", kind, 1, x, rtol=rtol, atol=1e-3 * rtol)
+        errors.append(abs(float(out) - STD))
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 5e-6
+
+
+def test_dopri5_has_steps_of_its_own_and_one_error_over_all_streams():
+    seen = {}
+    for steps in (1, 1000):
+        out, seen[steps] = adaptive(lambda x, t: torch.sin(9 * x), torch.ones(1))
+    assert seen[1] == seen[1000]
+
+    def velocity(x, t):
+        return {"image": torch.sin(9 * x["image"]), "cls": 0 * x["cls"]}
+
+    calls = []
+    start = {"image": torch.ones(1), "cls": torch.ones(99)}
+    run("dopri5", lambda x, t: calls.append(t) or velocity(x, t), start, steps=1)
+    assert len(calls) < len(seen[1])  # the mean square over 100 values of which 99 have no error
+
+
+def test_dopri5_says_when_its_tolerance_cannot_be_kept():
+    with pytest.raises(ConfigError, match="cannot be kept at t=1;.*weights are finite"):
+        adaptive(lambda x, t: x * float("nan"), torch.ones(2))
+    for option in ("rtol", "atol"):
+        with pytest.raises(ConfigError, match=option):
+            build(SAMPLERS, {"type": "dopri5", option: 0})
+    with pytest.raises(ConfigError, match="steps: must be"):
+        run("dopri5", None, {"a": torch.ones(1)}, steps=0)
+
+
 @pytest.mark.parametrize("name", ALONG_A_VELOCITY)
 def test_no_steps_and_no_shift_are_refused(name):
     with pytest.raises(ConfigError, match="steps: must be"):
@@ -242,6 +331,39 @@ def test_guidance_written_out_and_only_where_asked(t, inside):
     assert out == ([10 + 1.5 * (2 - 10), 10 + 1.5 * (3 - 10)] if inside else [2, 3])
     # the conditional half comes first
     assert calls.pop()[0] == ([2, 3, 10, 10] if inside else [2, 3])
+
+
+def guided_streams(**options):
+    """Both streams' guided prediction at t = 0.5, where the condition is 2 and the null one 10."""
+
+    def predict(x, t, cond):
+        return {name: cond.float()[:, None] * value for name, value in x.items()}
+
+    guidance = build(GUIDANCES, dict(type="classifier-free", **options))
+    model = guidance.guide(predict, torch.tensor([2]), torch.tensor([10]))
+    out = model({"image": torch.ones(1, 1), "cls": torch.ones(1, 1)}, torch.tensor(0.5))
+    return float(out["image"]), float(out["cls"])
+
+
+@pytest.mark.parametrize(
+    "cls_scale, wanted", [(None, 10 - 1.5 * 8), (2.25, 10 - 2.25 * 8), (1, 2), (0, 2)]
+)
+def test_the_class_stream_has_a_scale_of_its_own(cls_scale, wanted):
+    """As in REG's code: a scale above 0, else the conditional prediction."""
+    assert guided_streams(scale=1.5, cls_scale=cls_scale) == (10 - 1.5 * 8, wanted)
+    outside = dict(scale=1.5, cls_scale=cls_scale, interval=(0.6, 1.0))
+    assert guided_streams(**outside) == (2, 2)
+
+
+def test_a_scale_of_the_class_stream_without_effect_is_refused():
+    with pytest.raises(ConfigError, match="cls_cfg_scale: 2.3 has no effect with cfg_scale=1"):
+        build(GUIDANCES, dict(type="classifier-free", cls_scale=2.3))
+    with pytest.raises(ConfigError, match="cls_cfg_scale: must be"):
+        build(GUIDANCES, dict(type="classifier-free", scale=2, cls_scale=-1))
+    guidance = build(GUIDANCES, dict(type="classifier-free", scale=2.0, cls_scale=2.3))
+    model = guidance.guide(lambda x, t, cond: x, torch.tensor([2]), torch.tensor([10]))
+    with pytest.raises(ConfigError, match="no stream beside the image"):
+        model({"image": torch.ones(1, 1)}, torch.tensor(0.5))
 
 
 def test_no_guidance_computes_no_null_branch():

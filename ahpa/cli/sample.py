@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     wanted.add_argument("--prompts", nargs="+", metavar="TEXT", help="texts, used in turn")
     add("--sampler", help="such as euler, sde, ddpm (see ahpa list samplers); default the flow's")
-    add("--steps", type=int, default=250)
+    add("--steps", type=int, default=250, help="no effect with dopri5, which chooses its own")
     add("--cfg-scale", type=float, default=1.0, help="guidance scale; 1 disables it")
     add(
         "--cfg-interval",
@@ -51,6 +51,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="range of t in which guidance applies",
     )
     add("--cfg-channels", type=int, metavar="N", help="guide the first N latent channels only")
+    add(
+        "--cls-cfg-scale",
+        type=float,
+        metavar="W",
+        help="guidance scale of REG's class token; 0: none; default --cfg-scale",
+    )
     add("--seed", type=int, default=0, help="sample i is a function of (seed, i)")
     add("--batch", type=int, default=64)
     add("--precision", default="fp32", choices=tuple(DTYPES))
@@ -78,7 +84,7 @@ def run(arguments: Sequence[str] | None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vae = "bundled" if args.demo else args.vae
     generator = load_generator(args.checkpoint, vae=vae, device=device, weights=args.weights)
-    generator.check(args.sampler, args.cfg_channels)
+    generator.check(args.sampler, args.cfg_channels, args.cls_cfg_scale)
     wanted = wanted_conditions(args, generator.conditioner)
     images = generator.batches(
         wanted,
@@ -87,6 +93,7 @@ def run(arguments: Sequence[str] | None) -> int:
         cfg_scale=args.cfg_scale,
         cfg_interval=tuple(args.cfg_interval),
         cfg_channels=args.cfg_channels,
+        cls_cfg_scale=args.cls_cfg_scale,
         seed=args.seed,
         batch=args.batch,
         precision=args.precision,

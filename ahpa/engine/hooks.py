@@ -27,6 +27,7 @@ class SampleGrids(Hook):
         cfg_scale: Guidance scale; 1 is no guidance.
         cfg_interval: Range of t in which guidance applies.
         cfg_channels: Number of latent channels that are guided, from the first; None for all.
+        cls_cfg_scale: Guidance scale of the streams beside the image; None for `cfg_scale`.
         seed: Seed of the noise.
     """
 
@@ -43,6 +44,7 @@ class SampleGrids(Hook):
         cfg_scale: float = 4.0,
         cfg_interval: tuple[float, float] = (0.0, 1.0),
         cfg_channels: int | None = None,
+        cls_cfg_scale: float | None = None,
         seed: int = 0,
     ) -> None:
         self.interval = positive_int("interval", interval)
@@ -55,10 +57,16 @@ class SampleGrids(Hook):
             "cfg_scale": cfg_scale,
             "cfg_interval": cfg_interval,
             "cfg_channels": cfg_channels,
+            "cls_cfg_scale": cls_cfg_scale,
         }
         if sampler is not None:
             check(SAMPLERS, {"type": sampler}, where="sampler")
-        guidance = {"scale": cfg_scale, "interval": cfg_interval, "channels": cfg_channels}
+        guidance = {
+            "scale": cfg_scale,
+            "interval": cfg_interval,
+            "channels": cfg_channels,
+            "cls_scale": cls_cfg_scale,
+        }
         build(GUIDANCES, {"type": "classifier-free", **guidance})
 
     def guidance_options(self) -> str:
@@ -66,6 +74,9 @@ class SampleGrids(Hook):
         low, high = self.options["cfg_interval"]
         channels = self.options["cfg_channels"]
         only = "" if channels is None else f" --cfg-channels {channels}"
+        cls_scale = self.options["cls_cfg_scale"]
+        if cls_scale is not None:
+            only += f" --cls-cfg-scale {cls_scale}"
         sampler = self.options["sampler"]
         if sampler is not None:
             only += f" --sampler {sampler}"
@@ -82,7 +93,11 @@ class SampleGrids(Hook):
             ConfigError: If sampler or guidance do not fit the model.
         """
         try:
-            self.generator(net).check(self.options["sampler"], self.options["cfg_channels"])
+            self.generator(net).check(
+                self.options["sampler"],
+                self.options["cfg_channels"],
+                self.options["cls_cfg_scale"],
+            )
         except UserError as error:
             raise ConfigError(f"{where}.{error}") from error
 

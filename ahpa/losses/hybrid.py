@@ -91,7 +91,12 @@ def discretised_nll(
     log_variance: Tensor,
 ) -> Tensor:
     """Return -log of the mass that N(mean, exp log_variance) puts on the bin of x (DDPM, eq. 13),
-    per element, in nats."""
+    per element, in nats.
+
+    The normal distribution function is exact. DiT's code approximates it by a tanh, with an error
+    of up to 1.8e-4, which matters where little mass lies: one element in the tails may differ by 7
+    bits, the mean over elements one standard deviation off by less than 1e-4.
+    """
     rate = (-0.5 * log_variance).exp()
     above = (x - mean + HALF_BIN) * rate
     below = (x - mean - HALF_BIN) * rate

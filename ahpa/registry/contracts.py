@@ -177,9 +177,11 @@ class Sampler(ABC):
     Attributes:
         needs: What the prediction must be, "velocity" or "noise"; a flow that provides something
             else is refused.
+        adaptive: Whether the sampler chooses its own steps, whatever `steps` is.
     """
 
     needs: ClassVar[str] = "velocity"
+    adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def sample(

@@ -62,7 +62,9 @@ class Generator:
     """Draws samples from trained parts.
 
     Sample i of a call is a function of (seed, i) alone: neither the batch size nor the number of
-    samples changes it (but for the rounding of the hardware's kernels).
+    samples changes it (but for the rounding of the hardware's kernels, and for the tolerances of an
+    adaptive sampler). `sample` draws images, `latents` the latents of one batch, both from given
+    noise too; `start_noise` is the noise of a seed, and `decode` turns latents into images.
 
     Args:
         tokenizer: Decodes the latents.
@@ -123,15 +125,18 @@ class Generator:
         self,
         sampler: str | Mapping[str, Any] | Sampler | None = None,
         cfg_channels: int | None = None,
+        cls_cfg_scale: float | None = None,
     ) -> None:
-        """Refuse a sampler or a number of guided channels that would fail at the first step.
+        """Refuse a sampler or a guidance that would fail at the first step.
 
         Args:
             sampler: See `batches`.
             cfg_channels: See `batches`.
+            cls_cfg_scale: See `batches`.
 
         Raises:
-            UserError: If the sampler does not fit the flow, or the latent has fewer channels.
+            UserError: If the sampler does not fit the flow, the latent has fewer channels, or there
+                is no stream beside the image.
         """
         self.sampler(sampler)
         latent = self.backbone.streams["image"][0]
@@ -139,6 +144,8 @@ class Generator:
             raise UserError(
                 f"cfg_channels: {cfg_channels} is not in 1..{latent}, the latent's channels."
             )
+        if cls_cfg_scale is not None and len(self.backbone.streams) == 1:
+            raise UserError("cls_cfg_scale: the backbone has no stream beside the image.")
 
     def sample(
         self,
@@ -165,7 +172,9 @@ class Generator:
         cfg_scale: float = 1.0,
         cfg_interval: Sequence[float] = (0.0, 1.0),
         cfg_channels: int | None = None,
+        cls_cfg_scale: float | None = None,
         guidance: Mapping[str, Any] | Guidance | None = None,
+        noise: Streams | None = None,
         seed: int = 0,
         first: int = 0,
         batch: int = 64,
@@ -177,11 +186,13 @@ class Generator:
         Args:
             wanted: A class number or prompt for each sample.
             sampler: A registered name, a config or an object; None for the flow's default.
-            steps: Steps of the sampler.
+            steps: Steps of the sampler; an adaptive one chooses its own.
             cfg_scale: Scale of classifier-free guidance; 1 means none.
             cfg_interval: Times at which it is applied, bounds included.
             cfg_channels: How many of the image's channels are guided; None for all.
-            guidance: Another guidance, a config or an object; replaces the three options above.
+            cls_cfg_scale: Scale for the streams beside the image (REG); None for `cfg_scale`.
+            guidance: Another guidance, a config or an object; replaces the four options above.
+            noise: The streams at t = 1 of all samples, {name: [n, ...]}; see `latents`.
             seed: Seed of the noise.
             first: Number of the first sample, for drawing a part of a set.
             batch: Samples per batch.
@@ -190,17 +201,29 @@ class Generator:
 
         Yields:
             uint8 [b, 3, H, W] on the CPU, in the order of `wanted`.
+
+        Raises:
+            UserError: If the sampler does not fit the flow, or an option is out of its range.
+            ValueError: If `noise` does not have the shapes of the backbone's streams.
         """
+        for name, given in (noise or {}).items():
+            if len(given) != len(wanted):
+                raise ValueError(f"noise: {name!r} is for {len(given)} samples, not {len(wanted)}.")
         with SamplingBar(len(wanted), shown=progress) as bar:
             for begin in range(0, len(wanted), batch):
                 part = wanted[begin : begin + batch]
+                own = None
+                if noise is not None:
+                    own = {name: given[begin : begin + batch] for name, given in noise.items()}
                 latents = self.latents(
                     part,
+                    noise=own,
                     sampler=sampler,
                     steps=steps,
                     cfg_scale=cfg_scale,
                     cfg_interval=cfg_interval,
                     cfg_channels=cfg_channels,
+                    cls_cfg_scale=cls_cfg_scale,
                     guidance=guidance,
                     seed=seed,
                     first=first + begin,
@@ -221,6 +244,7 @@ class Generator:
         cfg_scale: float = 1.0,
         cfg_interval: Sequence[float] = (0.0, 1.0),
         cfg_channels: int | None = None,
+        cls_cfg_scale: float | None = None,
         guidance: Mapping[str, Any] | Guidance | None = None,
         seed: int = 0,
         first: int = 0,
@@ -239,6 +263,7 @@ class Generator:
             cfg_scale: Scale of classifier-free guidance.
             cfg_interval: Times at which it is applied.
             cfg_channels: How many of the image's channels are guided.
+            cls_cfg_scale: Scale for the streams beside the image.
             guidance: Another guidance.
             seed: Seed of the noise.
             first: Number of the first sample.
@@ -256,7 +281,10 @@ class Generator:
         dtype_of("precision", precision)
         integrator = self.sampler(sampler)
         rule: Guidance = ClassifierFreeGuidance(
-            scale=cfg_scale, interval=cfg_interval, channels=cfg_channels
+            scale=cfg_scale,
+            interval=cfg_interval,
+            channels=cfg_channels,
+            cls_scale=cls_cfg_scale,
         )
         if guidance is not None:
             rule = build(GUIDANCES, guidance, where="guidance")

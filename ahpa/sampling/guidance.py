@@ -44,9 +44,10 @@ def joined(cond: Any, null: Any) -> Any:
 class ClassifierFreeGuidance(Guidance):
     """v_null + scale (v_cond - v_null) for t in an interval, and v_cond elsewhere.
 
-    The interval follows Kynkaanniemi et al. (arXiv:2404.07724) as REPA applies it. Messages call
-    the options by the names that commands and configs have for them: cfg_scale, cfg_interval and
-    cfg_channels.
+    The interval follows Kynkaanniemi et al. (arXiv:2404.07724): every model call is guided or not
+    by its own t. REPA's Heun sampler decides for both calls of a step by the t at which it begins.
+    Messages call the options by the names that commands and configs have for them: cfg_scale,
+    cfg_interval, cfg_channels and cls_cfg_scale.
 
     Args:
         scale: Guidance scale, at least 0; 1 is no guidance.
@@ -54,9 +55,12 @@ class ClassifierFreeGuidance(Guidance):
         channels: How many of the image's channels are guided, from the first (DiT's code guides 3
             of 4); None for all of them. The other channels, and what a model predicts beyond the
             channels of x (a variance), are the conditional prediction's.
+        cls_scale: Scale of the streams beside the image, REG's cls_cfg_scale; None for `scale`. As
+            in REG's code, 0 leaves them conditional (as 1 does), the interval is the image's, and
+            nothing is guided if `scale` is 1.
 
     Raises:
-        ConfigError: If an option is out of its range.
+        ConfigError: If an option is out of its range, or if `cls_scale` would have no effect.
     """
 
     def __init__(
@@ -65,8 +69,14 @@ class ClassifierFreeGuidance(Guidance):
         scale: float = 1.0,
         interval: Sequence[float] = (0.0, 1.0),
         channels: int | None = None,
+        cls_scale: float | None = None,
     ) -> None:
         self.scale = valid.weight("cfg_scale", scale)
+        self.cls_scale = None if cls_scale is None else valid.weight("cls_cfg_scale", cls_scale)
+        if self.scale == 1 and self.cls_scale not in (None, 0, 1):
+            raise ConfigError(
+                f"cls_cfg_scale: {cls_scale} has no effect with cfg_scale=1, which is no guidance."
+            )
         self.low, self.high = checked_interval(interval)
         self.channels = None if channels is None else valid.positive_int("cfg_channels", channels)
 
@@ -87,11 +97,16 @@ class ClassifierFreeGuidance(Guidance):
             null: The null condition of B samples.
 
         Raises:
-            ConfigError: When called, if `channels` exceeds the channels of the image.
+            ConfigError: When called, if `channels` exceeds the channels of the image, or if there
+                is a `cls_scale` and no stream beside the image.
         """
 
         def guided(x: Streams, t: Tensor) -> Streams:
             count = len(next(iter(x.values())))
+            if self.cls_scale is not None and len(x) == 1:
+                raise ConfigError(
+                    "cls_cfg_scale: has no effect, as this model has no stream beside the image."
+                )
             if self.scale == 1 or not self.low <= float(t.float()) <= self.high:
                 return predict(x, t.expand(count), cond)
             twice = {name: torch.cat([part, part]) for name, part in x.items()}
@@ -114,6 +129,9 @@ class ClassifierFreeGuidance(Guidance):
             x: The stream's state [B, C, ...].
         """
         pred, null = both.chunk(2)
+        scale = self.scale
+        if name != "image" and self.cls_scale is not None:
+            scale = self.cls_scale or 1.0
         own = x.shape[1]
         first = own if self.channels is None or name != "image" else self.channels
         if first > own:
@@ -121,8 +139,8 @@ class ClassifierFreeGuidance(Guidance):
                 f"cfg_channels: {first} exceeds the latent's {own} channels; at most {own}."
             )
         if first == pred.shape[1]:
-            return null + self.scale * (pred - null)
+            return null + scale * (pred - null)
         part = pred[:, :first]
         rest = pred[:, first:]
-        part = null[:, :first] + self.scale * (part - null[:, :first])
+        part = null[:, :first] + scale * (part - null[:, :first])
         return torch.cat([part, rest], dim=1)

@@ -1,5 +1,6 @@
-"""Samplers along a velocity, from noise at t = 1 to data at t = 0: two ODE methods and the SDE of
-SiT and REPA. States are float32; times are computed in float64 and passed on as float32."""
+"""Samplers along a velocity, from noise at t = 1 to data at t = 0, on a grid of times: two ODE
+methods and the SDE of SiT and REPA. States are float32; times are computed in float64 and passed on
+as float32."""
 
 from collections.abc import Callable
 
@@ -86,7 +87,9 @@ class EulerSampler(VelocitySampler):
 class HeunSampler(VelocitySampler):
     """Heun's second-order method (EDM, arXiv:2206.00364, algorithm 1): 2 steps - 1 model calls.
 
-    The last step, into t = 0 where no model is trained, is Euler's.
+    The last step, into t = 0 where no model is trained, is Euler's. Each of a step's two calls is
+    guided by its own t; REPA's code decides for both by the t at which the step begins, so the two
+    differ in the one step that crosses a bound of the guidance's interval.
 
     Args:
         shift: Shift of the time grid; 1 means no shift.
@@ -119,8 +122,9 @@ class HeunSampler(VelocitySampler):
 class EulerMaruyamaSampler(VelocitySampler):
     """Euler-Maruyama on the reverse SDE of SiT and REPA: `steps` model calls.
 
-    dx = (v - w/2 s) dt + sqrt(w) dW with the score s and w_t = 2 sigma(t), which is 2 t on the
-    linear path. The times are linspace(1, 0.04, steps) and then 0; the last step adds no noise.
+    dx = (v - w/2 s) dt + sqrt(w) dW with the score s and w_t = 2 sigma(t), as in SiT's code. On the
+    linear path that is 2 t; REPA's code has 2 t on the cosine path too, a w that is smaller by up
+    to pi/2. The times are linspace(1, 0.04, steps) and then 0; the last step adds no noise.
 
     Args:
         shift: Shift of the time grid; 1 means no shift.

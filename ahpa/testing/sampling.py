@@ -13,6 +13,9 @@ from .common import assert_finite, random_tensor
 POINT = 0.7
 """The data of the toy model: every value is this number."""
 
+LEAST_SIGMA = 1e-4
+"""Where the exact prediction, which divides by sigma, ends: some samplers ask for it at t = 0."""
+
 FITTING_PATHS = {"velocity": "LinearPath", "noise": "DiscretePath"}
 
 
@@ -35,7 +38,7 @@ def _exact_model(path: Path, times: list[float]) -> Prediction:
         for name, state in x.items():
             data = torch.full_like(state, POINT)
             mean = path.mix(data, torch.zeros_like(state), t)[0]
-            eps = (state - mean) / path.sigma(t)
+            eps = (state - mean) / path.sigma(t).clamp_min(LEAST_SIGMA)
             pred[name] = path.mix(data, eps, t)[1]
         return pred
 
@@ -83,7 +86,8 @@ def check_sampler(
         )
 
     ends = run(steps)
-    assert len(times) >= steps, f"{steps} steps made {len(times)} model calls only"
+    enough = built.adaptive or len(times) >= steps
+    assert enough, f"{steps} steps made {len(times)} model calls only"
     assert times[0] > 0.99, f"the first call must be at t = 1 (or the last step), got {times[0]}"
     assert list(ends) == list(start), f"the streams {list(start)} became {list(ends)}"
     for name, x in start.items():
