@@ -122,7 +122,7 @@ def test_prune_keeps_the_newest_and_clears_what_killed_writers_left(tmp_path):
     paths = _save(tmp_path, 1, 2, 3, 10)
     left = tmp_path / ".iter_000000011.pth.1.tmp"
     left.write_bytes(b"half")
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, keep=2, last=10)
     assert sorted(p.name for p in tmp_path.iterdir()) == [paths[2].name, paths[3].name]
 
 
@@ -220,7 +220,7 @@ def test_kill_9_at_random_moments_of_a_writing_loop(tmp_path):
             folder = Path(sys.argv[1])
             state = dict(model=dict(w=torch.full((300_000,), float(i))), meta=dict(iteration=i))
             checkpoint.save(state, folder / checkpoint.NAME.format(i))
-            checkpoint.prune(folder, keep=2)
+            checkpoint.prune(folder, keep=2, last=i)
     """
     for wait in (0.05, 0.13, 0.31):
         process = subprocess.Popen(

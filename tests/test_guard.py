@@ -1,17 +1,22 @@
 """Nothing non-finite reaches weights or EMA (R7): a bad loss or gradient, in one step or many."""
 
+import json
+import math
+
 import pytest
 import torch
+from mmengine.hooks import Hook
 from support.runs import ROOT, final_state, scalars, train
+from test_runner import make_runner
 from torch.utils.data import DataLoader
 
 from ahpa.engine.assembly import build_model
 from ahpa.engine.distributed import Processes
 from ahpa.engine.dryrun import synthetic_batch
 from ahpa.engine.metrics import Metrics
-from ahpa.engine.nonfinite import find_source
+from ahpa.engine.nonfinite import NonFinite, bad_rows, find_source
 from ahpa.engine.optimiser import Optimiser, build_optimizer
-from ahpa.engine.trainer import Trainer, TrainOptions
+from ahpa.engine.trainer import Run, Trainer, TrainOptions
 
 IMPORTS = "custom_imports=dict(imports=['support.poison'])"
 
@@ -26,6 +31,148 @@ def config(tmp_path):
         "_base_.model.flow_loss = dict(type='PoisonFlowLoss', at=[2])\n"
     )
     return str(path)
+
+
+class Script(Run):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.said = []
+        self.noted = []
+
+    def say(self, message):
+        self.said.append(message)
+
+    def note_step(self, iteration, kind, samples):
+        self.noted.append((iteration, kind, samples))
+
+
+def watched(rows, *, processes=None, interval=100, max_bad_steps=10):
+    """Note steps (bad, bad losses, norm) as a GPU would, with one reading every `interval`.
+
+    Step i has the samples 10 i and 10 i + 1, one for each of two micro-batches.
+    """
+    trainer = tiny_trainer()
+    (batch,) = trainer.batches
+    trainer.run = run = Script()
+    trainer.iteration = 0
+    trainer.optimiser.max_bad_steps = max_bad_steps
+    if processes:
+        trainer.metrics.processes = processes
+    for bad, bad_losses, norm in rows:
+        trainer.iteration += 1
+        first = 10 * trainer.iteration
+        trainer.batches = [{**batch, "index": torch.tensor([first + i])} for i in range(2)]
+        optimiser = trainer.optimiser
+        optimiser.bad, optimiser.grad_norm = torch.tensor(float(bad)), torch.tensor(norm)
+        optimiser.bad_losses = torch.tensor(bad_losses)
+        optimiser.bad_total = optimiser.bad_total + optimiser.bad
+        trainer.watch.note(trainer, {"loss": torch.tensor(1.5)})
+        if trainer.iteration % interval == 0:
+            trainer.watch.read(trainer)
+    return run
+
+
+GOOD = (0, [0.0, 0.0], 1.0)
+
+
+def test_sparse_reading_names_the_samples_of_the_bad_step():
+    """The flags are read every 100 steps on a GPU; the samples named are not the last step's."""
+    rows = [GOOD] * 100
+    rows[41] = (1, [0.0, 1.0], math.nan)
+    rows[77] = (1, [0.0, 0.0], math.inf)
+    run = watched(rows)
+    first, second = run.said
+    assert first.startswith("iteration 42: a loss or gradient is not finite")
+    assert "1 in a row, 1 in all; samples 421)" in first, "the micro-batch whose loss is not finite"
+    assert second.startswith("iteration 78:") and "2 in all; samples 780, 781)" in second
+    assert run.noted == [(42, "skipped", ["421"]), (78, "skipped", ["780", "781"])]
+
+
+class TwoRanks(Processes):
+    """This process is rank 0; rank 1's micro-batches have other samples, the second a bad loss."""
+
+    def __init__(self, other):
+        super().__init__(rank=0, world=2)
+        self.other = other
+
+    def gather(self, value):
+        return [value, self.other]
+
+
+def test_the_rank_at_fault_is_named():
+    other = (["b2"], ["b1", "b2"], 9.0)
+    run = watched([(1, [0.0, 0.0], math.nan)], processes=TwoRanks(other), interval=1)
+    assert "samples b2)" in run.said[0]
+    other = ([], ["b1", "b2"], 0.0)
+    run = watched([(1, [0.0, 0.0], math.nan)], processes=TwoRanks(other), interval=1)
+    assert run.noted == [(1, "skipped", ["10", "11", "b1", "b2"])], "a gradient is everybody's"
+
+
+def test_only_some_of_many_skipped_steps_are_told_and_all_are_noted():
+    run = watched([(1, [1.0, 0.0], math.nan), GOOD] * 50)
+    assert len(run.noted) == 50 and len(run.said) == 11
+    assert run.said[-1] == "40 more steps were skipped since then."
+
+
+def test_a_streak_that_ends_before_the_reading_does_not_stop_a_run_that_goes_on():
+    bad = (1, [1.0, 0.0], math.nan)
+    run = watched([*[bad] * 5, GOOD, *[bad] * 2, GOOD], interval=9, max_bad_steps=3)
+    assert "5 in a row, 5 in all" in run.said[4] and "1 in a row, 6 in all" in run.said[5]
+    with pytest.raises(NonFinite, match="4 steps in a row"):
+        watched([*[bad] * 2, GOOD, *[bad] * 4], interval=7, max_bad_steps=3)
+
+
+def test_a_loss_spike_is_told_with_its_samples():
+    rows = [(0, [0.0, 0.0], 1.0 + 0.1 * (i % 3)) for i in range(60)]
+    rows[50] = (0, [0.0, 0.0], 7.0)
+    rows[55] = (1, [0.0, 0.0], math.inf)  # skipped, not a spike
+    rows[57] = (0, [0.0, 0.0], 5.0)  # below five times the median of 1.1
+    run = watched(rows, interval=60)
+    assert [(iteration, kind) for iteration, kind, _ in run.noted] == [
+        (51, "spike"),
+        (56, "skipped"),
+    ]
+    assert "the gradient norm 7 is 6.36 times its running median 1.1" in run.said[0]
+    assert "loss 1.5; samples 510, 511" in run.said[0]
+
+
+def test_no_spike_is_told_before_there_is_a_median():
+    assert watched([(0, [0.0, 0.0], 1.0), (0, [0.0, 0.0], 50.0)] * 9, interval=18).said == []
+
+
+def test_a_spike_in_a_real_run(tmp_path, config):
+    options = ["model.flow_loss.kind=1000", "model.flow_loss.at=[24]"]
+    done = train(tmp_path / "run", config=config, iters=26, options=options)
+    (line,) = [line for line in done.stdout.splitlines() if "loss spike" in line]
+    assert line.startswith("iteration 25: loss spike: the gradient norm") and "shapes/" in line
+    (record,) = map(json.loads, (tmp_path / "run" / "bad_steps.json").read_text().splitlines())
+    assert record["iteration"] == 25 and record["kind"] == "spike" and len(record["samples"]) == 4
+
+
+def test_a_non_finite_weight_is_never_saved_and_says_what_is_sound(tmp_path):
+    """A weight that a hardware fault spoils between two steps."""
+    runner = make_runner(tmp_path, iters=9)
+
+    class Fault(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if batch_idx == 3:
+                with torch.no_grad():
+                    runner.net.backbone.blocks[1].mlp.fc1.weight[2, 5] = float("inf")
+
+    runner.register_hook(Fault())
+    sound = tmp_path / "checkpoints" / "iter_000000003.pth"
+    with pytest.raises(NonFinite) as caught:
+        runner.train()
+    said = str(caught.value)
+    assert "the weight backbone.blocks.1.mlp.fc1.weight is not finite (1 of" in said
+    assert f"The newest sound checkpoint is {sound}" in said and "at iteration 5" in said
+    with pytest.raises(NonFinite, match=r"model: backbone.blocks.1.mlp.fc1.weight is not finite"):
+        runner.save()
+    assert [path.name for path in sound.parent.iterdir()] == [sound.name]
+    resumed = train(tmp_path, "--resume", iters=6)
+    assert f"resumed from {sound} at iteration 3" in resumed.stdout
+    assert _finite(final_state(tmp_path))
 
 
 def _finite(state):
@@ -110,6 +257,48 @@ def tiny_trainer():
     trainer.iteration = 1
     trainer.batches = [synthetic_batch(model)]
     return trainer
+
+
+def spoil(trainer):
+    """Give the batch sample numbers, of which the second has a picture that is not finite."""
+    batch = trainer.batches[-1]
+    image = batch["image"].float()
+    image[1, 0, 3, 4] = float("inf")
+    batch.update(image=image, index=torch.tensor([7, 9]))
+
+
+def test_the_one_sample_at_fault_is_named():
+    trainer = tiny_trainer()
+    spoil(trainer)
+    assert find_source(trainer) == "the batch's 'image' for sample 9"
+
+
+def test_the_one_sample_of_a_modules_output_is_named():
+    """Whatever the frozen parts and the model make of a batch, a row belongs to a sample."""
+    output = torch.zeros(3, 4, 5)
+    output[2, 1, 1] = float("nan")
+    assert bad_rows(output, 3) == {2}
+    assert bad_rows({"a": output, "b": torch.full((3,), float("inf"))}, 3) == set(), "all of them"
+    assert bad_rows(output[2], 3) == set(), "no row for each sample"
+
+
+def test_every_micro_batch_is_looked_at():
+    trainer = tiny_trainer()
+    spoil(trainer)
+    trainer.batches.append(synthetic_batch(trainer.model))
+    assert find_source(trainer) == "the batch's 'image' for sample 9"
+
+
+def test_an_overflowing_norm_is_told_as_that():
+    """Every gradient is finite, but the sum of their squares exceeds the largest float32."""
+    trainer = tiny_trainer()
+    weight = trainer.model.backbone.blocks[0].mlp.fc1.weight
+    handle = weight.register_hook(lambda gradient: torch.full_like(gradient, 1e20))
+    source = find_source(trainer)
+    handle.remove()
+    assert "the norm of the gradients, which overflows float32" in source
+    assert "1e+20, is of backbone.blocks.0.mlp.fc1.weight" in source
+    assert all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_nothing_is_named_if_all_is_finite():

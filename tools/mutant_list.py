@@ -325,8 +325,8 @@ ENGINE = (
     Mutant(
         "checkpoints-pruned-to-one",
         CHECKPOINT,
-        "list_checkpoints(folder)[:-keep]",
-        "list_checkpoints(folder)[:-1]",
+        "own[:-keep]",
+        "own[:-1]",
         tests("checkpoint", "engine_formulas"),
     ),
 )

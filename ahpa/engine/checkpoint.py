@@ -260,12 +260,18 @@ def check_writable(folder: Path) -> None:
             probe.unlink()
 
 
-def prune(folder: Path, *, keep: int) -> None:
+def prune(folder: Path, *, keep: int, last: int) -> None:
     """Delete all but the `keep` newest checkpoints, and what killed writers left behind.
 
     Call it after a successful save. What cannot be deleted stays, with a warning.
+
+    Args:
+        folder: The checkpoints' folder.
+        keep: How many stay.
+        last: Iteration that was just saved. Later ones, which this run passed over, do not count.
     """
-    old = [path for _, path in list_checkpoints(folder)[:-keep]]
+    own = [path for iteration, path in list_checkpoints(folder) if iteration <= last]
+    old = own[:-keep]
     killed = [
         path
         for path in Path(folder).glob(".iter_*.tmp")

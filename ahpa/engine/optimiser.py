@@ -110,9 +110,11 @@ class Optimiser:
         zero = torch.zeros((), device=self.device)
         self.grad_norm = zero  # of the last step, before clipping
         self.bad = zero  # 1 if the last step was skipped
+        self.bad_losses = zero.expand(0)  # 1 for each of its micro-batches, here, with a bad loss
         self.bad_in_row = zero.clone()
         self.bad_total = zero.clone()
         self._finite: Tensor | None = None  # whether every loss of this step is finite
+        self._finite_losses: list[Tensor] = []  # of each micro-batch of this step
 
     @contextmanager
     def forward_context(self, net: nn.Module, *, last: bool) -> Iterator[None]:
@@ -127,6 +129,7 @@ class Optimiser:
         """Add the gradients of one micro-batch's share of the loss."""
         finite = loss.detach().float().isfinite()
         self._finite = finite if self._finite is None else self._finite & finite
+        self._finite_losses.append(finite)
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         torch.autograd.backward(scaled)
 
@@ -148,7 +151,10 @@ class Optimiser:
         self.bad = bad
         self.bad_in_row = (self.bad_in_row + bad) * bad
         self.bad_total = self.bad_total + bad
+        if self._finite_losses:
+            self.bad_losses = (~torch.stack(self._finite_losses)).float()
         self._finite = None
+        self._finite_losses = []
         if self.scaler:
             self.scaler.update()
         self.optimizer.zero_grad()

@@ -23,6 +23,8 @@ RUN_FILES = (
     "logs",
     "train.log",
     "scalars.json",
+    "scalars.json.damaged",
+    "bad_steps.json",
     "config.json",
 )
 FREE = (  # options that change nothing, or whose effect is told otherwise

@@ -203,6 +203,12 @@ class RunLog:
             append(self.path, self._pending)
             self._pending = b""
 
+    def note_step(self, record: Mapping[str, Any]) -> None:
+        """Append the record of a skipped step or a spike to bad_steps.json."""
+        path = self.path.with_name("bad_steps.json")
+        with warned(str(path)):
+            append(path, encode(record))
+
     def line(self, max_iters: int, batch: int) -> str:
         """Return the last record as a line for a person; scalars.json has the rest."""
         record = self.record or {}

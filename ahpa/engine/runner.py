@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from .assembly import build_model
 from .denoiser import AlignedDenoiser
 from .distributed import Processes
 from .metrics import Metrics
+from .nonfinite import NonFinite, bad_weight
 from .optimiser import Optimiser, build_optimizer
 from .plain import to_plain
 from .random_state import random_state, set_random_state
@@ -279,6 +280,16 @@ class AlignmentRunner(Runner, Run):
         """Log a message, to the screen and train.log."""
         logger.info(message)
 
+    def note_step(self, iteration: int, kind: str, samples: Sequence[str]) -> None:
+        """Append a bad step with all its samples to bad_steps.json."""
+        if self.rank == 0:
+            self.run_log.note_step({"iteration": iteration, "kind": kind, "samples": [*samples]})
+
+    def saved(self) -> str:
+        """Return the path of the newest checkpoint, or ""."""
+        found = checkpoint.list_checkpoints(Path(self.work_dir) / "checkpoints")
+        return str(found[-1][1]) if found else ""
+
     def before_train(self) -> None:
         """Restore the saved state, write config.json, start the log and call the hooks."""
         self.call_hook("before_run")
@@ -418,15 +429,29 @@ class AlignmentRunner(Runner, Run):
         }
 
     def save(self) -> Path:
-        """Write a checkpoint of this step, prune older ones, and return its path."""
+        """Write a checkpoint of this step, prune older ones, and return its path.
+
+        Raises:
+            NonFinite: If a weight or an average is not finite: that is never saved.
+            CannotWrite: If it cannot be written.
+        """
         iteration = self.trainer.iteration
         path = self.checkpoint_path(iteration)
         state = self.state()
-        self.processes.on_first(lambda: checkpoint.save(state, path))
+        self.processes.on_first(lambda: self._write_checkpoint(state, path))
         if self.rank == 0:
-            checkpoint.prune(path.parent, keep=self.checkpoints["keep"])
+            checkpoint.prune(path.parent, keep=self.checkpoints["keep"], last=iteration)
         self._saved_at = iteration
         return path
+
+    def _write_checkpoint(self, state: dict[str, Any], path: Path) -> None:
+        name = checkpoint.not_finite(state)
+        if name is not None:
+            part, key = name.split(": ")
+            raise NonFinite(
+                bad_weight(name, state[part][key], self.trainer.iteration, self.saved())
+            )
+        checkpoint.save(state, path)
 
     def _restore(self, saved: "SavedRun") -> None:
         """Load a saved run's state. Raises UserError if it does not fit."""

@@ -19,8 +19,8 @@ from ..registry.seeds import mix_seed
 from ..registry.validation import positive_int
 from .denoiser import AlignedDenoiser
 from .metrics import Metrics
-from .nonfinite import stop_if_non_finite
 from .optimiser import Optimiser
+from .watch import StepWatch
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ class Run:
     def say(self, message: str) -> None:
         """Tell a person something about the run."""
 
+    def note_step(self, iteration: int, kind: str, samples: Sequence[str]) -> None:
+        """Keep a record of a bad step: "skipped" or "spike", with the samples of all ranks."""
+
+    def saved(self) -> str:
+        """Return where the newest saved state is, for messages; "" if there is none."""
+        return ""
+
 
 class Trainer:
     """Trains a model: `Trainer(...).train()`.
@@ -120,7 +127,7 @@ class Trainer:
         self.run = run or Run()
         self.iteration = 0
         self.consumed = 0
-        self.bad_steps_told = 0
+        self.watch = StepWatch()
         self.batches: list[Any] = []  # of the last step, to name the cause of a non-finite value
 
     @property
@@ -173,13 +180,14 @@ class Trainer:
         return torch.Generator(self.optimiser.device).manual_seed(seed)
 
     def finish_step(self, iteration: int) -> None:
-        """Count the step, look for non-finite values, then let the run save, log and call hooks."""
+        """Count the step, look for bad ones, then let the run save, log and call hooks."""
         optimiser = self.optimiser
         values = self.metrics.end_step(grad_norm=optimiser.grad_norm, skipped=optimiser.bad)
         self.iteration = iteration + 1
         self.consumed += self.options.global_batch_size
+        self.watch.note(self, values)
         if optimiser.device.type == "cpu" or self.options.log_due(self.iteration):
-            stop_if_non_finite(self)
+            self.watch.read(self)
         self.run.after_step(iteration, values)
 
     def state_dict(self) -> dict[str, int]:
@@ -190,4 +198,4 @@ class Trainer:
         """Continue where `state_dict` was taken."""
         self.iteration = state["iteration"]
         self.consumed = state["consumed"]
-        self.bad_steps_told = int(self.optimiser.bad_total)
+        self.watch.in_row = int(self.optimiser.bad_in_row)
