@@ -127,6 +127,7 @@ def check_options(args: argparse.Namespace) -> None:
         "scale": args.cfg_scale,
         "interval": list(args.cfg_interval),
         "channels": args.cfg_channels,
+        "cls_scale": args.cls_cfg_scale,
     }
     build(GUIDANCES, {"type": "classifier-free", **guidance})
 
