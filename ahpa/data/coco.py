@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..registry import DATASETS, UserError
-from .images import FORMATS, PictureFiles, to_tensor
+from .images import FORMATS, PictureFiles, open_regular, to_tensor
 from .transforms import center_square, to_rgb
 
 CAPTION_SALT = (
@@ -110,7 +110,7 @@ class CocoCaptions(PictureFiles):
     def decode(self, index: int) -> np.ndarray:
         """Return the picture, uint8 [resolution, resolution, 3]."""
         path = self.root / self.names[index]
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             return np.asarray(center_square(to_rgb(image), self.resolution))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ RUN_FILES = (
     "logs",
     "train.log",
     "scalars.json",
+    "left_out.jsonl",
     "config.json",
 )
 FREE = (  # options that may change at a resume without a word

@@ -36,7 +36,7 @@ from .metrics import Metrics
 from .optimiser import Optimiser, build_optimizer
 from .plain import to_plain
 from .random_state import random_state, set_random_state
-from .run_log import RunLog, start_logging
+from .run_log import LeftOut, RunLog, start_logging
 from .trainer import Run, Trainer, TrainOptions
 
 logger = logging.getLogger("ahpa")
@@ -176,6 +176,7 @@ class AlignmentRunner(Runner, Run):
             world=processes.world,
             start=saved.state["data"]["consumed"] if saved else 0,
             num_workers=cfg["train_dataloader"].get("num_workers", 0),
+            tell=LeftOut(Path(self.work_dir)).tell,
         )
         self.trainer = Trainer(
             net=self.model,
@@ -280,7 +281,7 @@ class AlignmentRunner(Runner, Run):
 
     def stop_requested(self) -> bool:
         """Whether any process received a signal; all get the same answer at the same step."""
-        asked = signals.asked()
+        asked = signals.asked() or (self.trainer.data_error and "the data cannot be read")
         loop = self._train_loop
         if self.processes.any(asked is not None) and not loop.stop_training:
             loop.stop_training = True
