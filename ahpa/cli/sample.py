@@ -1,7 +1,7 @@
 """Draw samples: ahpa sample CHECKPOINT --num 64 --out samples.png
 
 Only the averaged backbone, the flow and the autoencoder are built; the config that comes with the
-weights is data and is not executed.
+weights names registered components, and nothing in it is executed.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..registry import DATASETS, UserError
 from ..registry.contracts import Dataset
 from ..registry.errors import UnreadableSample, printable
+from ..registry.files import user_path
 from ..registry.validation import boolean, integer, probability
 from .transforms import adm_center_crop, to_rgb
 
@@ -428,7 +429,7 @@ class ImageFolder(PictureFiles):
         seed: int = 0,
         max_bad_share: float = 0.001,
     ) -> None:
-        place = Path(root).expanduser()
+        place = user_path(root, "the images")
         if not place.exists():
             raise UserError(
                 f"there are no images at {place} (looked for a folder or a .zip). {HINT}"

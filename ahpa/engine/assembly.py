@@ -70,7 +70,7 @@ def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
         if key not in valid:
             raise ConfigError(f"model has no option {key!r}{nearest(key, valid)}")
     for key in NEEDED:
-        if key not in model:
+        if model.get(key) is None:
             raise ConfigError(f"model needs the option {key!r}.")
     given = {key: value for key, value in model.items() if value is not None}
     for key in ("priors", "streams", "alignments"):

@@ -2,15 +2,15 @@
 costs what the plain transformer costs."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..registry import UserError
 from ..sampling.generator import Generator
 from .assembly import build_generator_parts
-from .weights import read_run
+from .weights import read_run, refuse_misfit, refuse_oversized
 
 
 def load_generator(
@@ -20,7 +20,8 @@ def load_generator(
     device: torch.device | str = "cpu",
     weights: str = "ema",
 ) -> Generator:
-    """Load a generator. The config that comes with the weights is data; nothing is executed.
+    """Load a generator. Nothing that comes with the weights is executed: the config only names
+    registered components, and its sizes are compared with the weights before anything is built.
 
     Args:
         source: A checkpoint, a run's work dir, a published folder or a Hub id.
@@ -34,14 +35,13 @@ def load_generator(
     model, state = read_run(source, weights)
     if tokenizer is not None:
         model = {**model, "tokenizer": tokenizer}
+    refuse_oversized(source, model, len(state))
+    # Shapes alone take no memory; a third party's component may not be able to be built so.
+    with suppress(RuntimeError), torch.device("meta"):
+        refuse_misfit(source, build_generator_parts(model).backbone.state_dict(), state)
     parts = build_generator_parts(model)
-    try:
-        parts.backbone.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{source}: the weights do not fit the backbone of its config: {reason}"
-        ) from error
+    refuse_misfit(source, parts.backbone.state_dict(), state)
+    parts.backbone.load_state_dict(state)
     parts.tokenizer.load()
     parts.conditioner.load()
     for part in (parts.tokenizer, parts.conditioner, parts.backbone):

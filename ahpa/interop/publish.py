@@ -14,7 +14,16 @@ from safetensors.torch import save_file
 from .. import __version__
 from ..engine import checkpoint
 from ..engine.assembly import DEFAULTS
-from ..engine.weights import CONFIG, FORMAT, WEIGHTS, backbone_of, refuse_code
+from ..engine.weights import (
+    CONFIG,
+    FORMAT,
+    SUMS,
+    WEIGHTS,
+    backbone_of,
+    model_of,
+    refuse_code,
+    write_sums,
+)
 from ..registry import CONDITIONERS
 from ..registry.files import whole_folder
 
@@ -54,9 +63,9 @@ def publish(
     """
     source, target = Path(source), Path(target)
     saved = checkpoint.load(source)
+    model = model_of(saved, source)
     meta = saved["meta"]
-    config = dict(meta["config"])
-    model = dict(config.pop("model"))
+    config = {key: value for key, value in meta["config"].items() if key != "model"}
     if vae:
         model["tokenizer"] = {"type": "KLAutoencoder", "source": vae}
     state = {key: value.contiguous() for key, value in backbone_of(saved, weights).items()}
@@ -70,6 +79,7 @@ def publish(
         "imported": meta.get("imported", {}).get("layout"),
         "model": model,
         "training": training_of(config),
+        "sums": SUMS,
     }
     refuse_code(described, str(source))
     work_dir = source if source.is_dir() else source.parent.parent
@@ -91,6 +101,8 @@ def publish(
         if content.has_grid:
             shutil.copyfile(grid, folder / GRID)
         (folder / "README.md").write_text(content.text())
+        grids = [GRID] if content.has_grid else []
+        write_sums(folder, [CONFIG, WEIGHTS, *grids])
     return notes(model, modules)
 
 
@@ -110,10 +122,21 @@ def last_figures(work_dir: Path, iteration: int) -> dict[str, float]:
     path = work_dir / "scalars.json"
     if not path.is_file():
         return {}
-    lines = path.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last
-    before = [record for record in records if record["iteration"] <= iteration]
+    records = (record_of(line) for line in path.read_bytes().splitlines())
+    before = [record for record in records if record and record["iteration"] <= iteration]
     return before[-1] if before else {}
+
+
+def record_of(line: bytes) -> dict[str, float]:
+    """Return a record of a run's log; {} for a spoilt line, such as one that a kill cut."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    numbers = isinstance(record, dict) and all(
+        isinstance(value, (int, float)) for value in record.values()
+    )
+    return record if numbers and "iteration" in record else {}
 
 
 def notes(model: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
@@ -209,7 +232,8 @@ These are the {kind} weights.
     generator = load_generator("{self.name}")
     images = generator.sample({wanted}, cfg_scale=1.5)  # uint8 [n, 3, H, W]
 
-Nothing in this folder is executed: `config.json` is data and the weights are safetensors.
+Reading this folder executes nothing: `config.json` names components of ahpa and their options, and
+the weights are safetensors. `{SUMS}` holds the SHA-256 of both, and ahpa checks them.
 
 ## Alignment
 

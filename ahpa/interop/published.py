@@ -20,6 +20,7 @@ from ..engine import checkpoint
 from ..engine.weights import read_run
 from ..registry import BACKBONES, UserError, build, nearest
 from ..registry.contracts import Backbone
+from ..registry.errors import printable
 from ..registry.files import write_file
 from ..registry.weight_files import read_contents
 
@@ -120,17 +121,17 @@ def import_weights(
     options = {"type": form.backbone, **sizes.options, **form.options}
     left_out = sorted(key for key in state if key.startswith(form.foreign))
     state = {key: value.float() for key, value in state.items() if key not in left_out}
-    backbone: Backbone = build(
-        BACKBONES,
-        options,
-        where="backbone",
-        input_size=sizes.side,
-        in_channels=sizes.channels,
-    )
-    check_positions(state.pop("pos_embed"), backbone)
+    positions = state.pop("pos_embed")
     if form.backbone == "SiT":
         left_out += drop_variance(state, sizes.channels)
-    check_keys(source, layout, state, backbone.state_dict())
+
+    def make() -> Backbone:
+        sides = {"input_size": sizes.side, "in_channels": sizes.channels}
+        return build(BACKBONES, options, where="backbone", **sides)
+
+    with torch.device("meta"):  # a file may name sizes that its tensors do not have
+        check_keys(source, layout, state, make().state_dict())
+    check_positions(positions, make())
     resolution = sizes.side * DOWNSAMPLE
     tokenizer = {"type": "KLAutoencoder", "source": vae or form.tokenizer}
     model: dict[str, Any] = {
@@ -168,9 +169,14 @@ def read_published(path: Path, weights: str) -> State:
             present = ", ".join(map(str, state))
             raise UserError(f"{path} has no {weights!r}, only {present}; choose with --weights.")
         state = state[weights]
-    tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(key, str) and isinstance(x, Tensor) for key, x in state.items()
+    )
     if not tensors:
         raise UserError(f"{path} does not hold a state dict of tensors.")
+    odd = [key for key, x in state.items() if not x.is_floating_point()]
+    if odd:
+        raise UserError(f"{path}: {odd[0]} holds {state[odd[0]].dtype}, not floats.")
     return {key.removeprefix("module.").removeprefix("_orig_mod."): x for key, x in state.items()}
 
 
@@ -187,7 +193,7 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
     """
     blocks = "joint_blocks" if kind == "MMDiT" else "blocks"
     first = "joint_blocks.0.x_block." if kind == "MMDiT" else "blocks.0."
-    numbers = {int(found[1]) for key in state if (found := re.match(rf"{blocks}\.(\d+)\.", key))}
+    numbers = {found[1] for key in state if (found := re.match(rf"{blocks}\.(\d+)\.", key))}
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         prefix = 1 if kind == "ClassStreamSiT" else 0
@@ -211,6 +217,12 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
         raise UserError(
             f"the file has no {error}; is it of another format? Formats: {formats}."
         ) from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"the file's tensors do not have the shapes of a {kind} ({error})."
+        ) from error
+    if not width or not channels or not patch or outputs < 0:
+        raise UserError(f"the file's tensors are empty, which no {kind} is.")
     heads = num_heads or (width // MMDIT_HEAD if kind == "MMDiT" else HEADS.get(width))
     if not heads:
         raise UserError(
@@ -245,7 +257,7 @@ def check_keys(source: Path, layout: str, state: State, wanted: State) -> None:
         ("has unknown", state.keys() - wanted.keys()),
     ):
         if keys:
-            shown = ", ".join(sorted(keys)[:5])
+            shown = printable(", ".join(sorted(keys)[:5])[:300])
             more = " ..." if len(keys) > 5 else ""
             raise UserError(f"{source} is not of the format {layout!r}: it {what} {shown}{more}.")
     for key, value in wanted.items():
