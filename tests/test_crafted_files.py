@@ -25,7 +25,7 @@ from ahpa.engine.assembly import build_generator_parts
 from ahpa.engine.inference import load_generator
 from ahpa.engine.weights import write_sums
 from ahpa.interop.pipeline_folder import read_pipeline, write_pipeline
-from ahpa.interop.published import import_weights
+from ahpa.interop.published import import_weights, positions_of
 from ahpa.registry import DATASETS, TOKENIZERS, UserError, build
 from ahpa.registry.weight_files import read_contents, read_shapes, read_state_dict
 from ahpa.tokenizers import sources
@@ -65,6 +65,34 @@ def refused(action, *arguments, **options):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2500
     assert not RAN.exists(), "the file's code was run"
     return str(caught.value)
+
+
+def test_what_is_crafted_from_is_read_as_it_is(tmp_path, pipeline):
+    """Without the change that harms, each kind of file below is accepted."""
+    wanted = torch.arange(4.0)
+    unchanged = sizes(b"K\x04\x85")
+    for number, data in enumerate((PLAIN, OLD, repacked(PLAIN), old_with_elements(4), unchanged)):
+        (tmp_path / f"{number}.pt").write_bytes(data)
+        assert torch.equal(read_state_dict(tmp_path / f"{number}.pt", "the test")["a"], wanted)
+    (tmp_path / "x.safetensors").write_bytes(st({"a": entry()}))
+    assert torch.equal(read_state_dict(tmp_path / "x.safetensors", "the test")["a"], wanted * 0)
+    autoencoder(vae_folder(tmp_path, json.dumps(VAE).encode()))
+    load_generator(published(tmp_path / "folder", described()))
+    load_generator(make_checkpoint(tmp_path))
+    backbone = build_generator_parts(MODEL).backbone
+    torch.save(official(pos_embed=positions_of(backbone)), tmp_path / "x.pt")
+    import_weights(tmp_path / "x.pt", tmp_path / "a.pth", layout="sit", num_heads=2)
+    read_pipeline(copied(pipeline, tmp_path / "pipeline"), tmp_path / "b.pth")
+    (tmp_path / "x.zip").write_bytes(ONE)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(png())
+    (tmp_path / "captions.json").write_bytes(captions([IMAGE], [CAPTION]))
+    places = dict(images=str(tmp_path / "images"), annotations=str(tmp_path / "captions.json"))
+    for own in (
+        dict(type="ImageFolder", root=str(tmp_path / "x.zip")),
+        dict(type="CocoCaptions", **places),
+    ):
+        assert build(DATASETS, dict(resolution=16, **own))[0]["image"].shape == (3, 16, 16)
 
 
 def nested(depth, inner="1"):

@@ -1,6 +1,7 @@
 """Loading a generator from trained weights. No prior, router or projector is built, so sampling
 costs what the plain transformer costs."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..registry import UserError
 from ..sampling.generator import Generator
 from .assembly import build_generator_parts
 from .weights import read_run, refuse_misfit, refuse_oversized
@@ -30,8 +32,14 @@ def load_generator(
         weights: "ema" for the averaged weights, "model" for the trained ones.
 
     Raises:
-        UserError: If the weights or the tokenizer's weights are missing or do not fit.
+        UserError: If the weights or the tokenizer's weights are missing or do not fit, or if there
+            is no such device.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UserError(f"source: must be a path or a Hub id, got {source!r}.")
+    if tokenizer is not None and not isinstance(tokenizer, Mapping):
+        raise UserError(f"tokenizer: must be a dict(type=..., ...), got {tokenizer!r}.")
+    place = device_of(device)
     model, state = read_run(source, weights)
     if tokenizer is not None:
         model = {**model, "tokenizer": tokenizer}
@@ -45,11 +53,23 @@ def load_generator(
     parts.tokenizer.load()
     parts.conditioner.load()
     for part in (parts.tokenizer, parts.conditioner, parts.backbone):
-        part.to(device)
+        part.to(place)
         part.eval().requires_grad_(False)
     return Generator(
         tokenizer=parts.tokenizer,
         backbone=parts.backbone,
         flow=parts.flow,
         conditioner=parts.conditioner,
+        classes=parts.classes,
     )
+
+
+def device_of(device: torch.device | str) -> torch.device:
+    """Return a device that can be used. Raises UserError for an unknown or missing one."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:  # whichever the backend raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise UserError(f"device: {device!r} cannot be used ({reason}).") from error
+    return found

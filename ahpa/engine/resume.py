@@ -38,6 +38,7 @@ FREE = (  # options that may change at a resume without a word
     "default_scope",
     "demo",
     "train_dataloader.num_workers",
+    "model.classes",  # names alone, which the data set gives
     "model.type",  # this and the next two occur in checkpoints of the first edition
     "optim_wrapper.type",
     "train_dataloader.dataset.resolution",

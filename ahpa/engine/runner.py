@@ -116,6 +116,7 @@ class AlignmentRunner(Runner, Run):
         dataset = build_dataset(cfg)
         if fit_classes:
             set_classes(cfg["model"]["backbone"], dataset)
+        name_classes(cfg["model"], dataset)
         torch.manual_seed(seed)
         net = build_model(cfg["model"])
         check_conditions(net, dataset)
@@ -557,6 +558,13 @@ def set_classes(backbone: dict[str, Any], dataset: Dataset) -> None:
             known,
         )
     backbone["num_classes"] = count
+
+
+def name_classes(model: dict[str, Any], dataset: Dataset) -> None:
+    """Let the names of the classes travel with the model: into checkpoints and config.json."""
+    model.pop("classes", None)
+    if dataset.classes is not None and BACKBONES.get(model["backbone"]["type"]).takes == "classes":
+        model["classes"] = list(dataset.classes)
 
 
 def check_conditions(model: AlignedDenoiser, dataset: Dataset) -> None:

@@ -7,7 +7,7 @@ v apart, and its own pipeline takes row 1000 of the label table for the null cla
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..flow.flows import ContinuousFlow
 from ..registry import TOKENIZERS, UserError, build
 from ..registry.contracts import Flow, Tokenizer
 from ..registry.files import read_json, whole_folder
-from ..registry.validation import boolean, integer, positive, positive_int
+from ..registry.validation import boolean, integer, is_integer, positive
 from ..registry.weight_files import read_shapes
 from ..tokenizers.autoencoder_kl import KLAutoencoder
 from .published import Imported, State
@@ -156,7 +156,7 @@ def write_pipeline(
     if vae:
         model = {**model, "tokenizer": {"type": "KLAutoencoder", "source": vae}}
     check_fits(source, model["backbone"], model["tokenizer"])
-    needed = ("resolution", "tokenizer", "backbone", "flow")
+    needed = ("resolution", "tokenizer", "backbone", "flow", "classes")
     parts = build_generator_parts({key: model[key] for key in needed if key in model})
     backbone, tokenizer = parts.backbone, parts.tokenizer
     assert isinstance(backbone, SiT) and isinstance(tokenizer, KLAutoencoder)
@@ -180,7 +180,7 @@ def write_pipeline(
     theirs = to_diffusers(state, backbone.depth, classes)
     missing, unknown = transformer.load_state_dict(theirs, strict=False)
     assert not unknown and not missing, (missing, unknown)
-    index = model_index(scheduler, stock, backbone)
+    index = model_index(scheduler, stock, backbone, parts.classes)
     with whole_folder(target) as folder:
         transformer.save_pretrained(folder / "transformer")
         scheduler.save_pretrained(folder / "scheduler")
@@ -297,13 +297,16 @@ def latent_factors(tokenizer: KLAutoencoder) -> dict[str, Any]:
     }
 
 
-def model_index(scheduler: Any, stock: bool, backbone: SiT) -> dict[str, Any]:
+def model_index(
+    scheduler: Any, stock: bool, backbone: SiT, classes: Sequence[str] | None
+) -> dict[str, Any]:
     """Return model_index.json: diffusers' own pipeline if it fits, else that of pipeline.py.
 
     Args:
         scheduler: A diffusers scheduler.
         stock: Whether diffusers' own pipeline fits.
         backbone: The backbone, for the options of our pipeline.
+        classes: Names of the classes, if they have names.
     """
     import diffusers
 
@@ -316,6 +319,7 @@ def model_index(scheduler: Any, stock: bool, backbone: SiT) -> dict[str, Any]:
         "num_classes": backbone.num_classes,
         "time_scale": backbone.time_scale,
         "reversed_time": backbone.reversed_time,
+        "id2label": {str(number): name for number, name in enumerate(classes or ())},
     }
 
 
@@ -414,6 +418,9 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Impo
         model["flow"] = {"type": "DiscreteFlow", "path": path}
         if options["learn_sigma"]:
             model["flow_loss"] = {"type": "HybridLoss"}
+    names = class_names(found.index.get("id2label"), options["num_classes"])
+    if names:
+        model["classes"] = names
     theirs = found.transformer.state_dict()
     state = from_diffusers(theirs, own.num_layers, options["num_classes"])
     checkpoint.save_imported(model, state, Path(target), layout="diffusers")
@@ -434,8 +441,8 @@ def read_folder(source: Path) -> Folder:
             source / "transformer", local_files_only=True, output_loading_info=True
         )
         found = Folder(index, scheduler, transformer)
-        positive_int("num_train_timesteps", scheduler["num_train_timesteps"])
-        integer("num_train_timesteps", scheduler["num_train_timesteps"], most=MOST_STEPS)
+        steps = scheduler["num_train_timesteps"]
+        integer("num_train_timesteps", steps, least=1, most=MOST_STEPS)
         if found.discrete:
             positive("beta_start", scheduler["beta_start"])
             positive("beta_end", scheduler["beta_end"])
@@ -469,7 +476,7 @@ def refuse_other_sizes(folder: Path, config: Mapping[str, Any]) -> None:
 
     what = "the transformer"
     for key, value in config.items():
-        if isinstance(value, int):
+        if is_integer(value):
             integer(f"{what}: {key}", value, most=MOST_SIZE)
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not files:
@@ -482,6 +489,26 @@ def refuse_other_sizes(folder: Path, config: Mapping[str, Any]) -> None:
         given = shapes.get(name, tuple(value.shape))
         if given != tuple(value.shape):
             raise UserError(f"{name} has the shape {given}, expected {tuple(value.shape)}")
+
+
+def class_names(labels: Any, count: int) -> list[str]:
+    """Return the names of the classes from diffusers' id2label; [] if there are none.
+
+    Raises:
+        UserError: Unless it is {number of a class: different names}, for the first classes.
+    """
+    if not labels:
+        return []
+    numbers = [str(number) for number in range(len(labels))]
+    named = isinstance(labels, dict) and sorted(labels) == sorted(numbers) and len(labels) <= count
+    names = [labels[number] for number in numbers] if named else []
+    if (
+        not names
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise UserError("model_index.json: id2label must name each class from 0 on, differently.")
+    return names
 
 
 def backbone_options(found: Folder) -> dict[str, Any]:

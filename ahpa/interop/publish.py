@@ -25,6 +25,7 @@ from ..engine.weights import (
     write_sums,
 )
 from ..registry import CONDITIONERS
+from ..registry.errors import printable
 from ..registry.files import whole_folder
 
 PRIVATE = ("custom_imports", "work_dir", "launcher", "default_scope", "visualizer")
@@ -206,6 +207,9 @@ class Card:
         prompts = conditioned_on(model) == "prompts"
         task = "text-to-image" if prompts else "unconditional-image-generation"
         wanted: Sequence[str | int] = ["a red circle"] if prompts else [0, 1]
+        classes = model.get("classes") or ()
+        if len(classes) > 1:
+            wanted = [printable(name) for name in classes[:2]]
         license_line = f"license: {self.license}" if self.license else "# no license was stated"
         size = f"{self.parameters / 1e6:.1f} M parameters at {model['resolution']} px"
         kind = "averaged (EMA)" if self.described["weights"] == "ema" else "raw"
@@ -273,6 +277,7 @@ the weights are safetensors. `{SUMS}` holds the SHA-256 of both, and ahpa checks
             "flow": component_text(part_of(model, "flow")),
             "flow loss": component_text(part_of(model, "flow_loss")),
             "condition": component_text(part_of(model, "conditioner")),
+            "classes": classes_text(model.get("classes") or ()),
             "optimiser": component_text(wrapper["optimizer"]) if wrapper else None,
             "gradient clipping": str(wrapper.get("clip_grad")) if wrapper else None,
             "precision": wrapper.get("precision"),
@@ -298,6 +303,12 @@ The training log's last line, iteration {iteration:,} (means since the line befo
 |---|---|
 {lines(rows)}
 """
+
+
+def classes_text(classes: Sequence[str]) -> str | None:
+    """Describe the classes, such as "10 (fish, house, ...)"; None if they have no names."""
+    shown = [printable(name) for name in classes[:20]] + ["..."] * (len(classes) > 20)
+    return f"{len(classes)} ({', '.join(shown)})" if classes else None
 
 
 def part_of(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
