@@ -14,7 +14,7 @@ from support.runs import ROOT, environment, train
 
 from ahpa.engine import checkpoint
 from ahpa.engine.inference import load_generator
-from ahpa.engine.weights import refuse_code
+from ahpa.engine.weights import refuse_code, write_sums
 from ahpa.interop.publish import last_figures, publish
 from ahpa.registry import UserError
 
@@ -44,6 +44,7 @@ def folder(run):
 def test_the_folder_holds_the_average_the_config_and_a_card(run, folder):
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
+        "SHA256SUMS",
         "config.json",
         "model.safetensors",
         "samples.png",
@@ -95,7 +96,8 @@ def test_by_hub_id_over_http_once_then_offline(run, folder, tmp_path):
         done = tool("sample", *common, tmp_path / "a.png", HF_HUB_OFFLINE="0", **web)
         assert done.returncode == 0, done.stderr
         got = [path for method, path in asked if method == "GET" and "/resolve/" in path]
-        assert [path.rsplit("/", 1)[1] for path in got] == ["config.json", "model.safetensors"]
+        names = ["config.json", "model.safetensors", "SHA256SUMS"]
+        assert [path.rsplit("/", 1)[1] for path in got] == names
         asked.clear()
         done = tool("sample", *common, tmp_path / "b.png", **web)
         assert done.returncode == 0 and not asked, done.stderr
@@ -115,6 +117,7 @@ def changed(folder, target, change):
     change(config)
     (target / "config.json").write_text(json.dumps(config))
     (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    write_sums(target, ["config.json", "model.safetensors"])
     return target
 
 

@@ -26,7 +26,8 @@ def test_a_grid_png(runs, tmp_path):
     wanted = ("--num", 6, "--classes", 3, 7, "--steps", 2)
     done = tool("sample", runs / "ahpa", *wanted, "--out", out)
     assert done.returncode == 0 and str(out) in done.stdout, done.stderr
-    assert Image.open(out).size == (3 * 66 + 2, 2 * 66 + 2)  # a row for each class
+    margin = 6 * len("moon") + 8  # the captions of the rows: moon and tree
+    assert Image.open(out).size == (margin + 3 * 66 + 2, 2 * 66 + 2)  # a row for each class
 
 
 def test_a_folder_of_pngs_and_an_adm_archive_hold_the_same(runs, tmp_path):

@@ -63,6 +63,23 @@ def test_a_harmless_class_can_be_allowed(tmp_path):
     assert list(read_contents(path, "the test", allowed=[argparse.Namespace])["ema"]) == list(STATE)
 
 
+def test_torchs_older_format_and_shared_weights_are_read(tmp_path):
+    """Bounds on what a file may allocate do not refuse what training programs write."""
+    table = torch.randn(300, 40)
+    state = {"a": table, "tied": table, "part": table[:9], "turned": table.T, "n": torch.tensor(7)}
+    state |= {f"layer{i}": torch.randn(20, i + 1).half() for i in range(30)}
+    options = {"seed": 2**31 - 1, "steps": [10**6] * 3}
+    for old in (True, False):
+        torch.save(
+            {"model": state, "args": options},
+            tmp_path / "x.pt",
+            _use_new_zipfile_serialization=not old,
+        )
+        found = read_state_dict(tmp_path / "x.pt", "the test")
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+        assert read_contents(tmp_path / "x.pt", "the test")["args"] == options
+
+
 @pytest.mark.parametrize("read", [read_state_dict, read_shapes, read_contents])
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
 def test_missing_and_damaged_files_are_named_in_one_line(tmp_path, read, name):

@@ -1,7 +1,7 @@
 """Draw samples: ahpa sample CHECKPOINT --num 64 --out samples.png
 
 Only the averaged backbone, the flow and the autoencoder are built; the config that comes with the
-weights is data and is not executed.
+weights names registered components, and nothing in it is executed.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from ..engine import config as configs
 from ..engine.inference import load_generator
 from ..engine.pictures import save_grid, save_npz, save_pngs
 from ..registry import GUIDANCES, SAMPLERS, UserError, build, check
-from ..registry.contracts import Conditioner
 from ..registry.precision import DTYPES
 from ..registry.validation import integer, positive_int
+from ..sampling.generator import Generator
 from .common import make_parser, refuse_empty, report_mistake
 
 MOST_COLUMNS = 16  # samples of one class that make a row of a grid
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num", type=int, default=64, help="how many images")
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument(
-        "--classes", nargs="+", type=int, metavar="K", help="class numbers, used in turn"
+        "--classes", nargs="+", metavar="K", help="class numbers or names, used in turn"
     )
     wanted.add_argument("--prompts", nargs="+", metavar="TEXT", help="texts, used in turn")
     add("--sampler", help="such as euler, sde, ddpm (see ahpa list samplers); default the flow's")
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str] | None) -> int:
     vae = "bundled" if args.demo else args.vae
     generator = load_generator(args.checkpoint, vae=vae, device=device, weights=args.weights)
     generator.check(args.sampler, args.cfg_channels, args.cls_cfg_scale)
-    wanted = wanted_conditions(args, generator.conditioner)
+    wanted = wanted_conditions(args, generator)
     images = generator.batches(
         wanted,
         sampler=args.sampler,
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str] | None) -> int:
         precision=args.precision,
         progress=True,
     )
-    write_samples(images, wanted, out)
+    write_samples(images, wanted, out, classes=generator.classes)
     print(f"{args.num} samples: {out}")
     return 0
 
@@ -116,8 +116,6 @@ def check_options(args: argparse.Namespace) -> None:
     for name, value in (("num", args.num), ("steps", args.steps), ("batch", args.batch)):
         positive_int(f"--{name}", value)
     integer("--seed", args.seed)
-    for number in args.classes or ():
-        integer("--classes", number)
     suffix = Path(args.out).suffix
     if suffix not in ("", ".png", ".npz"):
         raise UserError(f"--out: must end in .png or .npz, or be a folder; got {args.out!r}.")
@@ -132,30 +130,39 @@ def check_options(args: argparse.Namespace) -> None:
     build(GUIDANCES, {"type": "classifier-free", **guidance})
 
 
-def wanted_conditions(args: argparse.Namespace, conditioner: Conditioner) -> list[Any]:
+def wanted_conditions(args: argparse.Namespace, generator: Generator) -> list[Any]:
     """List the class or prompt of each sample: the requested ones in turn, then grouped.
 
     Raises:
-        UserError: For classes if the model takes prompts, and the other way round.
+        UserError: For classes if the model takes prompts, and the other way round, and for a class
+            of an unknown name.
     """
-    takes = conditioner.takes
+    takes = generator.conditioner.takes
     for option, given in (("classes", args.classes), ("prompts", args.prompts)):
         if given and option != takes:
             raise UserError(
                 f"--{option}: this checkpoint takes {takes}; give --{takes}, or neither."
             )
-    kinds = args.classes or args.prompts or conditioner.all()
+    named = generator.conditions(args.classes) if args.classes else None
+    kinds = named or args.prompts or generator.conditioner.all()
     used = [kinds[i % len(kinds)] for i in range(args.num)]
     return sorted(used, key=kinds.index) if takes == "prompts" else sorted(used)
 
 
-def write_samples(images: Iterable[Tensor], wanted: Sequence[Any], out: Path) -> None:
+def write_samples(
+    images: Iterable[Tensor],
+    wanted: Sequence[Any],
+    out: Path,
+    *,
+    classes: Sequence[str] | None = None,
+) -> None:
     """Write batches of uint8 [b, 3, H, W] as a grid (.png), an archive (.npz) or a folder.
 
     Args:
         images: The batches.
         wanted: Class or prompt of each sample; prompts are numbered, and their list is written too.
         out: A path that ends in .png or .npz, or a folder.
+        classes: Names of the classes, for captions; None if they have none.
     """
     kinds = list(dict.fromkeys(wanted))
     prompts = kinds if isinstance(kinds[0], str) else None
@@ -164,7 +171,10 @@ def write_samples(images: Iterable[Tensor], wanted: Sequence[Any], out: Path) ->
         save_npz(images, labels, out, prompts=prompts)
     elif out.suffix == ".png":
         columns, row_per_kind = grid_columns(len(labels), len(kinds), bool(prompts))
-        captions = prompts if row_per_kind else None
+        titles = prompts
+        if classes is not None and not prompts:  # a model may have more labels than names
+            titles = [classes[k] if k < len(classes) else str(k) for k in kinds]
+        captions = titles if row_per_kind else None
         save_grid(torch.cat(list(images)), out, columns=columns, captions=captions)
     else:
         save_pngs(images, labels, out, prompts=prompts)

@@ -172,6 +172,8 @@ def make_runner(
     )
     logger.info("ahpa: %s", cost_report(runner.net, short=True))
     logger.info("data: %s", describe(runner.trainer.dataset))
+    for note in runner.trainer.dataset.notes:
+        logger.info("note: %s", note)
     device, world = runner.trainer.optimiser.device, runner.processes.world
     logger.info("work dir: %s  device: %s  processes: %d", cfg["work_dir"], device, world)
     return runner

@@ -1,5 +1,6 @@
 """Class labels as the condition; some are dropped in training for classifier-free guidance."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,10 +71,18 @@ class ClassLabels(Conditioner):
 
     def encode(self, wanted: Sequence[Any], device: torch.device | str) -> Tensor:
         """Return class numbers as labels [len(wanted)]. Raises UserError for an unknown one."""
-        for label in wanted:
-            if isinstance(label, str) or not 0 <= label < self.num_classes:
-                raise UserError(f"classes: {label!r} is not in 0..{self.num_classes - 1}.")
-        return torch.tensor(wanted, dtype=torch.long, device=device)
+        labels = [self._label(label) for label in wanted]
+        return torch.tensor(labels, dtype=torch.long, device=device)
+
+    def _label(self, wanted: Any) -> int:
+        """Return an integer of any library, such as numpy.int64, as a label. Raises UserError."""
+        try:
+            label = -1 if isinstance(wanted, bool) else operator.index(wanted)
+        except TypeError:
+            label = -1
+        if not 0 <= label < self.num_classes:
+            raise UserError(f"classes: {wanted!r} is not in 0..{self.num_classes - 1}.")
+        return label
 
     def example(self, count: int, rng: torch.Generator) -> dict[str, Any]:
         """Return random labels [count] as a synthetic batch's entry 'label'."""

@@ -1,7 +1,6 @@
 """COCO's captions (arXiv:1504.00325) as a dataset: the 2014 image folder and annotation file,
 read as they are unpacked."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ import numpy as np
 from PIL import Image
 
 from ..registry import DATASETS, UserError
-from .images import FORMATS, PictureFiles, to_tensor
+from ..registry.files import read_json, user_path
+from .images import FORMATS, PictureFiles, open_regular, to_tensor
 from .transforms import center_square, to_rgb
 
 CAPTION_SALT = (
     0xCA97  # separates the draws of captions from other random streams of the same numbers
 )
+LARGEST = 4 << 30  # bytes of an annotation file; COCO's own have 66 MB
 HINT = (
     "Expected are train2014/*.jpg and annotations/captions_train2014.json from cocodataset.org; "
     "--data DIR takes the folder that holds both, --demo uses the built-in images."
@@ -33,20 +34,19 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         UserError: If the file is missing, is not JSON or does not have COCO's two lists, or if it
             names a file outside the image folder.
     """
+    if not path.is_file():
+        raise UserError(f"there are no annotations at {path}. {HINT}")
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except OSError as error:
-        raise UserError(f"there are no annotations at {path} ({error}). {HINT}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}. {HINT}") from error
+        found = read_json(path, str(path.parent), most=LARGEST)
+    except UserError as error:
+        raise UserError(f"{error} {HINT}") from error
     captions: dict[str, list[str]] = {}
     try:
         names = {int(image["id"]): str(image["file_name"]) for image in found["images"]}
         for annotation in found["annotations"]:
             name = names[int(annotation["image_id"])]
             captions.setdefault(name, []).append(str(annotation["caption"]).strip())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path} is not COCO's caption file ({type(error).__name__}: {error}): expected "
             "'images' with id and file_name, and 'annotations' with image_id and caption. "
@@ -92,8 +92,8 @@ class CocoCaptions(PictureFiles):
         seed: int = 0,
         max_bad_share: float = 0.001,
     ) -> None:
-        root = Path(images).expanduser()
-        path = Path(annotations).expanduser()
+        root = user_path(images, "the images")
+        path = user_path(annotations, "the annotations")
         if not root.is_dir():
             raise UserError(f"there is no folder of images at {root}. {HINT}")
         captions = read_captions(path)
@@ -110,7 +110,7 @@ class CocoCaptions(PictureFiles):
     def decode(self, index: int) -> np.ndarray:
         """Return the picture, uint8 [resolution, resolution, 3]."""
         path = self.root / self.names[index]
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             return np.asarray(center_square(to_rgb(image), self.resolution))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:

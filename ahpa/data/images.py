@@ -1,13 +1,17 @@
 """Class folders, or a zip of them, as a dataset. Nothing is unpacked, nothing outside the root
 is read, and files that cannot be decoded are replaced by another picture of the same class."""
 
+import errno
 import io
 import itertools
 import os
+import stat
+import time
 import warnings
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -18,6 +22,8 @@ from torch import Tensor
 
 from ..registry import DATASETS, UserError
 from ..registry.contracts import Dataset
+from ..registry.errors import UnreadableSample, printable
+from ..registry.files import user_path
 from ..registry.validation import boolean, integer, probability
 from .transforms import adm_center_crop, to_rgb
 
@@ -29,8 +35,34 @@ LARGE_RATIO = 100  # unpacked bytes per stored byte
 ALLOWED_BAD = 10  # unreadable files that are tolerated in a set of any size
 SMALLEST = 8  # pixels; least resolution of a dataset
 FLIP_SALT = 0xF11B  # separates the mirror flips from other random streams of the same numbers
+PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of a disk or a network that may pass: the file is read again."""
+PAUSES = (0.1, 0.5, 2.0)  # seconds before each new attempt
+TRAIN = ("train", "training")
+SPLITS = (*TRAIN, "val", "valid", "validation", "test", "testing")  # names of folders of splits
+ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet", ".arrow", ".tfrecord", ".lmdb")
 HINT = (
-    "Give a folder or zip of class folders with --data DIR, or use --demo for the built-in images."
+    "Expected is a folder, or a .zip of it, with one folder for each class: DIR/cat/001.jpg, "
+    "DIR/dog/001.jpg. Give it with --data DIR, or use --demo for the built-in images."
 )
 
 
@@ -88,17 +120,25 @@ def list_zip(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: unknown version
-        raise UserError(f"{path} is not a readable zip: {error}") from error
+    except Exception as error:  # a damaged archive may fail in any way
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} is not a readable zip: {reason}. {HINT}") from error
+    length = path.stat().st_size
     for member in members:
-        _refuse_harmful_member(path, member)
+        _refuse_harmful_member(path, member, length)
     return sorted({member.filename for member in members if is_picture(member.filename)})
 
 
-def _refuse_harmful_member(path: Path, member: zipfile.ZipInfo) -> None:
+def _refuse_harmful_member(path: Path, member: zipfile.ZipInfo, length: int) -> None:
+    """Refuse a member of an archive of `length` bytes before any of it is read."""
     name = member.filename
     size = member.file_size
     stored = member.compress_size
+    if not 0 <= member.header_offset <= length - stored:
+        raise UserError(
+            f"{path} is refused: {name!r} would be outside the {length} bytes of the archive, "
+            "which is damaged."
+        )
     if size > LARGE_MEMBER and size > LARGE_RATIO * stored:
         raise UserError(
             f"{path} is refused: {name!r} unpacks from {stored} to {size} bytes, "
@@ -107,6 +147,68 @@ def _refuse_harmful_member(path: Path, member: zipfile.ZipInfo) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if name.startswith(("/", "\\")) or ".." in parts or ":" in name[:3]:
         raise UserError(f"{path} is refused: the name {name!r} leads out of the archive.")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read. A FIFO or a device is not opened, since it could block.
+
+    Raises:
+        OSError: If it is something else, or cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return open(path, "rb")
+
+
+def training_split(names: list[str]) -> tuple[str, str]:
+    """Find the training split among names such as train/cat/1.jpg and val/cat/2.jpg.
+
+    Returns:
+        The folder of the split, ending in '/', and what to tell; both are '' if there are no
+        splits.
+
+    Raises:
+        UserError: If there are splits, but none to train on.
+    """
+    heads = {name.split("/")[0] for name in names if "/" in name}
+    splits = {head for head in heads if head.lower() in SPLITS}
+    if len(splits) < 2:
+        return "", ""
+    shown = " and ".join(f"{head}/" for head in sorted(splits))
+    for head in sorted(splits):
+        holds_classes = any(name.startswith(f"{head}/") and name.count("/") > 1 for name in names)
+        if head.lower() in TRAIN and holds_classes:
+            return f"{head}/", f"it holds {shown}: the pictures of {head}/ are used"
+    if splits == heads and any(name.count("/") > 1 for name in names):
+        raise UserError(f"it holds {shown}, which are splits and not classes, and none to train on")
+    return "", ""
+
+
+def other_contents(place: Path) -> str:
+    """Describe what lies in a place without class folders, such as ", 3 .tar files", or ""."""
+    if not place.is_dir():
+        return ""
+    known = (*ARCHIVES, *TABLES, ".npy", ".npz", ".zip")
+    endings = Counter(path.suffix.lower() for path in place.iterdir())
+    return "".join(
+        f", {count} {ending} file{'s' * (count > 1)}"
+        for ending, count in endings.most_common()
+        if ending in known
+    )
+
+
+def refuse_other_file(place: Path) -> None:
+    """Raise UserError for a file that is plainly no zip, and say what to do with it."""
+    ending = place.suffix.lower()
+    if ending in ARCHIVES:
+        advice = f"unpack it, for example by tar -xf {place.name} -C DIR"
+    elif ending in TABLES:
+        advice = "labels are read from the names of folders, not from a table"
+    elif ending in EXTENSIONS:
+        advice = "a single picture is no data set"
+    else:
+        return
+    raise UserError(f"{place} is a {ending} file, which is not read: {advice}. {HINT}")
 
 
 def common_folders(names: list[str]) -> str:
@@ -137,8 +239,9 @@ def is_mirrored(*numbers: int) -> bool:
 class PictureFiles(Dataset):
     """Base of datasets of picture files, some of which may be unreadable.
 
-    An unreadable file is reported with a warning, and another picture takes its place. A subclass
-    implements `decode` and `__getitem__`; it may override `substitutes` and `group_name`.
+    An unreadable file is reported with a warning (`UnreadableSample`), and another picture takes
+    its place. An error that may pass (`PASSING`) is tried again first. A subclass implements
+    `decode` and `__getitem__`; it may override `substitutes` and `group_name`.
 
     Args:
         root: Where the files are, for messages and for subclasses.
@@ -146,7 +249,7 @@ class PictureFiles(Dataset):
         resolution: Side of the images in pixels, at least 8.
         seed: Seed of whatever is drawn for an item.
         max_bad_share: Share of the files that may be unreadable (ten files in any case), counted
-            in each process.
+            in each process of a job together with its workers.
 
     Attributes:
         bad: Index -> reason, for the files found unreadable so far.
@@ -171,6 +274,7 @@ class PictureFiles(Dataset):
         self.root = root
         self.names = names
         self.bad: dict[int, str] = {}
+        self._problems: dict[int, str] = {}  # that `take_problems` has not returned yet
         self.max_bad = max(ALLOWED_BAD, share * len(names))
 
     @abstractmethod
@@ -222,19 +326,44 @@ class PictureFiles(Dataset):
             if candidate in self.bad:
                 continue
             try:
-                return candidate, self.decode(candidate)
+                return candidate, self._decode_patiently(candidate)
             except Exception as error:  # PIL raises many kinds for broken files
                 self._set_aside(candidate, error)
         raise UserError(f"{self.root}: no picture{self.group_name(index)} can be read.")
 
+    def _decode_patiently(self, index: int) -> np.ndarray:
+        """Decode a picture; after an error that may pass, wait a little and try again."""
+        for pause in PAUSES:
+            try:
+                return self.decode(index)
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+                time.sleep(pause)
+        return self.decode(index)
+
     def _set_aside(self, index: int, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = printable(f"{type(error).__name__}: {error}")
         self.bad[index] = reason
-        message = f"{self.names[index]} cannot be read and is left out ({reason})"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        self._problems[index] = reason
+        message = f"{printable(self.names[index])} cannot be read and is left out ({reason})"
+        warnings.warn(message, UnreadableSample, stacklevel=3)
+        self._refuse_too_many()
+
+    def take_problems(self) -> dict[int, str]:
+        """Return and forget index -> reason of the files found unreadable since the last call."""
+        problems, self._problems = self._problems, {}
+        return problems
+
+    def add_problems(self, problems: Mapping[int, str]) -> None:
+        """Count the unreadable files of another process. Raises UserError if there are too many."""
+        self.bad.update(problems)
+        self._refuse_too_many()
+
+    def _refuse_too_many(self) -> None:
         if len(self.bad) > self.max_bad:
             first = list(self.bad.items())[:5]
-            shown = "; ".join(f"{self.names[i]} ({why})" for i, why in first)
+            shown = "; ".join(f"{printable(self.names[i])} ({why})" for i, why in first)
             raise UserError(
                 f"{self.root}: {len(self.bad)} of {len(self)} pictures cannot be read, "
                 f"among them {shown}."
@@ -262,16 +391,21 @@ class Archive:
         if self._opened is None or self._process != os.getpid():
             self._opened = zipfile.ZipFile(self.path)
             self._process = os.getpid()
-        return self._opened.read(name)
+        try:
+            return self._opened.read(name)
+        except OSError:
+            self._opened = None  # the next attempt opens it again
+            raise
 
 
 @DATASETS.register_module()
 class ImageFolder(PictureFiles):
     """Pictures in class folders, or in a zip of them: `<class>/**/<picture>`.
 
-    Classes are numbered by sorted name. Pictures are prepared by `adm_center_crop`. An item is
+    Classes are numbered by sorted name. Of a folder that holds train/ and val/, the pictures of
+    train/ are used, and `notes` says so. Pictures are prepared by `adm_center_crop`. An item is
     `dict(image=uint8 [3, resolution, resolution], label=int, index=int)`; the key is an index or
-    (index, epoch).
+    (index, epoch). If no picture of a class can be read, those of other classes take its place.
 
     Args:
         root: The folder or the zip.
@@ -295,21 +429,32 @@ class ImageFolder(PictureFiles):
         seed: int = 0,
         max_bad_share: float = 0.001,
     ) -> None:
-        place = Path(root).expanduser()
+        place = user_path(root, "the images")
         if not place.exists():
             raise UserError(
                 f"there are no images at {place} (looked for a folder or a .zip). {HINT}"
             )
         zipped = place.is_file()
+        if zipped:
+            refuse_other_file(place)
         found = list_zip(place) if zipped else list_folder(place)
         self.prefix = common_folders(found)
+        try:
+            split, note = training_split([name.removeprefix(self.prefix) for name in found])
+        except UserError as error:
+            raise UserError(f"{place} is refused: {error}. {HINT}") from error
+        if split:
+            found = [name for name in found if name.startswith(self.prefix + split)]
+            self.prefix = common_folders(found)
+            self.notes = (f"{place}: {note}",)
         names = [name.removeprefix(self.prefix) for name in found]
         names_in_classes = [name for name in names if "/" in name]
         if not names_in_classes:
             what = f"{len(names)} pictures but no class folders" if names else "no pictures"
             extensions = ", ".join(EXTENSIONS)
             raise UserError(
-                f"{place} holds {what}; <class>/<picture> is expected ({extensions}). {HINT}"
+                f"{place} holds {what}{other_contents(place)}; <class>/<picture> is expected "
+                f"({extensions}). {HINT}"
             )
         super().__init__(
             root=place,
@@ -336,21 +481,26 @@ class ImageFolder(PictureFiles):
     def _open(self, index: int) -> BinaryIO:
         name = self.prefix + self.names[index]
         if self._archive is None:
-            return open(self.root / name, "rb")
+            return open_regular(self.root / name)
         return io.BytesIO(self._archive.read(name))
 
     def substitutes(self, index: int) -> Iterator[int]:
-        """Yield the other pictures of the same class, starting with the following one."""
+        """Yield the other pictures of the same class, from the following one, then the others."""
         label = self.labels[index]
-        return (i for i in super().substitutes(index) if self.labels[i] == label)
+        around = super().substitutes
+        same = (i for i in around(index) if self.labels[i] == label)
+        other = (i for i in around(index) if self.labels[i] != label)
+        return itertools.chain(same, other)
 
     def group_name(self, index: int) -> str:
         """Name the class, for messages."""
         return f" of the class {self.class_of(index)!r}"
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        index, epoch = self.split_key(key)
-        index, image = self.read(index)
+        asked, epoch = self.split_key(key)
+        index, image = self.read(asked)
+        if self.labels[index] != self.labels[asked] and asked in self._problems:
+            self._problems[asked] += f"; no picture{self.group_name(asked)} can be read"
         if self.flip and is_mirrored(self.seed, epoch, index, FLIP_SALT):
             image = image[:, ::-1]
         return dict(

@@ -1,14 +1,20 @@
 """An endless, stateless order of samples with a cursor: the state of a run's data is one number,
 the count of samples that all processes have consumed."""
 
-from collections.abc import Iterator
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
+from ..registry import UserError
 from ..registry.contracts import Dataset
+from ..registry.errors import UnreadableSample
 from ..registry.validation import integer, positive_int
 
 
@@ -69,14 +75,33 @@ class CursorSampler(Sampler):
             first += self.world * self.batch
 
 
-def _use_one_thread(worker: int) -> None:
+def _start_quiet_worker(worker: int) -> None:
+    warnings.filterwarnings("ignore", category=UnreadableSample)
+    _start_worker(worker)
+
+
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+
+
+class Collate:
+    """Makes a batch of items, and adds what the process that read them could not read."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __call__(self, items: Sequence[Any]) -> tuple[Any, dict[int, str]]:
+        """Return the batch, and index -> reason of files that were found unreadable."""
+        worker = get_worker_info()
+        dataset = self.dataset if worker is None else cast(Dataset, worker.dataset)
+        return default_collate(list(items)), dataset.take_problems()
 
 
 class CursorLoader(DataLoader):
     """torch's DataLoader over a `CursorSampler`.
 
     `iter(loader)` draws one number from torch's global random state, as every DataLoader does.
+    A mistake of the user's that a worker process finds is raised here as it was there, in one line.
 
     Args:
         dataset: Where the samples come from.
@@ -86,6 +111,8 @@ class CursorLoader(DataLoader):
         world: Number of processes.
         start: Samples that all processes have consumed so far.
         num_workers: Processes that read ahead; they do not change the order. 0 reads in this one.
+        tell: Called with name -> reason of files found unreadable, instead of a warning for each;
+            None leaves the warnings.
     """
 
     def __init__(
@@ -98,10 +125,14 @@ class CursorLoader(DataLoader):
         world: int,
         start: int,
         num_workers: int = 0,
+        tell: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         sampler = CursorSampler(
             size=len(dataset), batch=batch, seed=seed, rank=rank, world=world, start=start
         )
+        self.tell = tell
+        if tell is not None:
+            warnings.filterwarnings("ignore", category=UnreadableSample)
         super().__init__(
             dataset,
             batch_size=batch,
@@ -109,5 +140,59 @@ class CursorLoader(DataLoader):
             num_workers=integer("num_workers", num_workers),
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_use_one_thread,
+            collate_fn=Collate(dataset),
+            worker_init_fn=_start_worker if tell is None else _start_quiet_worker,
         )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Start the workers and iterate over the batches.
+
+        Raises:
+            UserError: While iterating, if the data cannot be read or a worker process died.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        # torch's own handler raises in the middle of a step when a worker dies, which would leave
+        # half a step; without it the next batch tells of it within seconds.
+        if main:
+            signal.signal(signal.SIGCHLD, handler)
+        return self._checked(batches)
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches; take note of unreadable files, and raise errors in one line."""
+        while True:
+            try:
+                batch, problems = next(batches)
+            except StopIteration:
+                return
+            except UserError as error:
+                self._note(cast(Dataset, self.dataset).take_problems())
+                raise type(error)(without_worker(error)) from error
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise UserError(
+                    f"a process that reads data died ({str(error).splitlines()[0]}), usually "
+                    "because the machine ran out of memory. Continue with --resume, with a "
+                    f"smaller train_dataloader.num_workers than {self.num_workers}."
+                ) from error
+            self._note(problems)
+            yield batch
+
+    def _note(self, problems: Mapping[int, str]) -> None:
+        if not problems:
+            return
+        dataset = cast(Dataset, self.dataset)
+        if self.tell is not None:
+            self.tell({dataset.sample_id(index): reason for index, reason in problems.items()})
+        dataset.add_problems(problems)
+
+
+def without_worker(error: UserError) -> str:
+    """Return an error's message without the traceback that torch puts before a worker's errors."""
+    message = str(error)
+    if "Original Traceback" not in message:
+        return message
+    kind = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return message.rpartition(kind)[2].strip()

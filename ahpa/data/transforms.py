@@ -13,9 +13,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Takes the first frame of an animation, scales 16-bit gray to 8 bits (PIL would clip it) and puts
     transparent pictures on white. EXIF orientation is not applied, as in the field's loaders.
+
+    Raises:
+        ValueError: For pixels of floats or 32-bit integers: nothing says which of their values is
+            white, and PIL would clip them to 0..255.
     """
     if image.tell() != 0:
         image.seek(0)
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floats" if image.mode == "F" else "32-bit or signed integers"
+        raise ValueError(
+            f"its pixels are {kind}, whose range is not known; convert it to 8 or 16 bits"
+        )
     if image.mode in SIXTEEN_BIT_MODES:
         values = np.asarray(image).astype(np.float64)
         scaled = values.clip(0, 65535) / 257

@@ -45,9 +45,10 @@ DEFAULTS: dict[str, Any] = {
     "alignments": {},
     "token_routing": None,
     "ema": 0.9999,
+    "classes": None,
 }
 NEEDED = ("tokenizer", "backbone")
-GENERATOR_KEYS = ("resolution", "tokenizer", "backbone", "flow", "conditioner")
+GENERATOR_KEYS = ("resolution", "tokenizer", "backbone", "flow", "conditioner", "classes")
 
 
 class GeneratorParts(NamedTuple):
@@ -58,6 +59,7 @@ class GeneratorParts(NamedTuple):
     flow: Flow
     conditioner: Conditioner
     geometry: Geometry
+    classes: tuple[str, ...] | None
 
 
 def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
         if key not in valid:
             raise ConfigError(f"model has no option {key!r}{nearest(key, valid)}")
     for key in NEEDED:
-        if key not in model:
+        if model.get(key) is None:
             raise ConfigError(f"model needs the option {key!r}.")
     given = {key: value for key, value in model.items() if value is not None}
     for key in ("priors", "streams", "alignments"):
@@ -109,7 +111,25 @@ def build_generator_parts(model: Mapping[str, Any]) -> GeneratorParts:
             f"model.conditioner: {type(conditioner).__name__} makes conditions of "
             f"{conditioner.takes}, but {type(backbone).__name__} takes {backbone.takes}."
         )
-    return GeneratorParts(tokenizer, backbone, flow, conditioner, geometry)
+    classes = class_names(cfg["classes"], geometry)
+    return GeneratorParts(tokenizer, backbone, flow, conditioner, geometry, classes)
+
+
+def class_names(classes: Any, geometry: Geometry) -> tuple[str, ...] | None:
+    """Return the names of a model's classes in the order of their labels; None if there are none.
+
+    Raises:
+        ConfigError: Unless they are different texts, at most one for each label of the backbone.
+    """
+    if classes is None:
+        return None
+    listed = isinstance(classes, (list, tuple)) and all(isinstance(x, str) for x in classes)
+    if not listed or not classes or len(set(classes)) < len(classes):
+        raise ConfigError(f"model.classes: must list different names, got {classes!r:.200}.")
+    known = geometry.num_classes
+    if known is not None and len(classes) > known:
+        raise ConfigError(f"model.classes: {len(classes)} names for a backbone of {known} classes.")
+    return tuple(classes)
 
 
 def check_resolution(resolution: Any, tokenizer: Tokenizer) -> int:
@@ -151,7 +171,8 @@ def build_model(model: Mapping[str, Any]) -> AlignedDenoiser:
         model: resolution (pixels of a side), tokenizer, backbone, flow, flow_loss, conditioner: one
             component each; priors, alignments: {name: component}; streams: {name: dict(source,
             level)}, vectors of a prior that diffuse beside the image; token_routing: which tokens
-            skip blocks in training, or None; ema: decay per step.
+            skip blocks in training, or None; ema: decay per step; classes: their names, which a
+            run takes from its data set.
 
     Raises:
         ConfigError: For a mistake in a part, and for parts that do not fit together.

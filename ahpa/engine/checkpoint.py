@@ -148,7 +148,8 @@ def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for an archive that it does not read
-        raise DamagedCheckpoint(f"{path} is refused: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedCheckpoint(f"{path} is refused: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         given = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(f"{path} has the format {given!r}; this version of ahpa reads {FORMAT}.")

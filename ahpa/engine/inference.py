@@ -1,7 +1,9 @@
 """Loading a generator from trained weights. No prior, router or projector is built, so sampling
 costs what the plain transformer costs."""
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from ..registry import UserError
 from ..sampling.generator import Generator
 from .assembly import build_generator_parts
-from .weights import read_run, with_autoencoder
+from .weights import read_run, refuse_misfit, refuse_oversized, with_autoencoder
 
 
 def load_generator(
@@ -21,7 +23,8 @@ def load_generator(
     device: torch.device | str = "cpu",
     weights: str = "ema",
 ) -> Generator:
-    """Load a generator. The config that comes with the weights is data; nothing is executed.
+    """Load a generator. Nothing that comes with the weights is executed: the config only names
+    registered components, and its sizes are compared with the weights before anything is built.
 
     Args:
         source: A checkpoint, a run's work dir, a published folder or a Hub id.
@@ -32,29 +35,46 @@ def load_generator(
         weights: "ema" for the averaged weights, "model" for the trained ones.
 
     Raises:
-        UserError: If the weights or the tokenizer's weights are missing or do not fit.
+        UserError: If the weights or the tokenizer's weights are missing or do not fit, or if there
+            is no such device.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UserError(f"source: must be a path or a Hub id, got {source!r}.")
+    if tokenizer is not None and not isinstance(tokenizer, Mapping):
+        raise UserError(f"tokenizer: must be a dict(type=..., ...), got {tokenizer!r}.")
+    place = device_of(device)
     model, state = read_run(source, weights)
     if vae is not None:
         tokenizer = with_autoencoder(tokenizer or model["tokenizer"], vae)
     if tokenizer is not None:
         model = {**model, "tokenizer": tokenizer}
+    refuse_oversized(source, model, len(state))
+    # Shapes alone take no memory; a third party's component may not be able to be built so.
+    with suppress(RuntimeError), torch.device("meta"):
+        refuse_misfit(source, build_generator_parts(model).backbone.state_dict(), state)
     parts = build_generator_parts(model)
-    try:
-        parts.backbone.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{source}: the weights do not fit the backbone of its config: {reason}"
-        ) from error
+    refuse_misfit(source, parts.backbone.state_dict(), state)
+    parts.backbone.load_state_dict(state)
     parts.tokenizer.load()
     parts.conditioner.load()
     for part in (parts.tokenizer, parts.conditioner, parts.backbone):
-        part.to(device)
+        part.to(place)
         part.eval().requires_grad_(False)
     return Generator(
         tokenizer=parts.tokenizer,
         backbone=parts.backbone,
         flow=parts.flow,
         conditioner=parts.conditioner,
+        classes=parts.classes,
     )
+
+
+def device_of(device: torch.device | str) -> torch.device:
+    """Return a device that can be used. Raises UserError for an unknown or missing one."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:  # whichever the backend raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise UserError(f"device: {device!r} cannot be used ({reason}).") from error
+    return found

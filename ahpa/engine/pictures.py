@@ -11,7 +11,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..registry import UserError
 from ..registry.files import write_file
+from ..registry.validation import positive_int
 
 GAP = 2  # pixels between the pictures of a grid
 LONGEST = 48  # characters of a caption; a longer one is cut
@@ -33,7 +35,14 @@ def make_grid(
         images: uint8 [n, 3, H, W].
         columns: Images per row.
         captions: One per row, written to the left of it.
+
+    Raises:
+        UserError: If there are no images, or if they are not uint8 [n, 3, H, W].
     """
+    positive_int("columns", columns)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        shape = tuple(images.shape)
+        raise UserError(f"images: must be uint8 [n, 3, H, W], got {images.dtype} {shape}.")
     captions = [shorten(caption) for caption in captions or ()]
     count, _, height, width = images.shape
     rows = -(-count // columns)

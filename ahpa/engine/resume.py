@@ -25,6 +25,7 @@ RUN_FILES = (
     "scalars.json",
     "scalars.json.damaged",
     "bad_steps.json",
+    "left_out.jsonl",
     "config.json",
 )
 FREE = (  # options that change nothing, or whose effect is told otherwise
@@ -34,6 +35,7 @@ FREE = (  # options that change nothing, or whose effect is told otherwise
     "default_scope",
     "demo",
     "train_dataloader.num_workers",
+    "model.classes",  # names alone, which the data set gives
     "model.type",  # this and the next two occur in checkpoints of the first edition
     "optim_wrapper.type",
     "train_dataloader.dataset.resolution",

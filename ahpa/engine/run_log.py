@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..registry.errors import printable
 from ..registry.files import CannotWrite, write_file
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # of a terminal or a pipe that is closed
@@ -67,7 +68,7 @@ def start_logging(work_dir: Path | None = None, *, rank: int = 0) -> logging.Log
 
     Args:
         work_dir: Folder of train.log, which is appended to; None for the screen alone.
-        rank: Processes other than the first only show warnings.
+        rank: Processes other than the first only show and write warnings.
 
     Returns:
         The logger, which is also `runner.logger`.
@@ -223,6 +224,37 @@ class RunLog:
             f"iter {record['iteration']}/{max_iters}  {shown}  {speed:.1f} images/s  "
             f"{peak_memory():.1f} GiB  ETA {human_time(remaining)}"
         )
+
+
+class LeftOut:
+    """Tells of each file that cannot be read once: in the log, and in left_out.jsonl.
+
+    All processes of a job write the same file, and a resumed run goes on with it.
+
+    Args:
+        work_dir: Folder of left_out.jsonl.
+    """
+
+    def __init__(self, work_dir: Path) -> None:
+        self.path = Path(work_dir) / "left_out.jsonl"
+
+    def tell(self, problems: Mapping[str, str]) -> None:
+        """Log and write down name -> reason of files, but for those that were told before.
+
+        A file that cannot be written is a warning: the log still has the names.
+        """
+        try:
+            with open(self.path, "a+", encoding="utf-8", errors="replace") as file:
+                file.seek(0)
+                known = {line.partition(', "reason"')[0] for line in file}
+                for name, reason in problems.items():
+                    line = json.dumps({"file": name, "reason": reason})
+                    if line.partition(', "reason"')[0] not in known:
+                        logger.warning("left out: %s (%s)", printable(name), reason)
+                        file.write(line + "\n")
+        except OSError as error:
+            names = ", ".join(printable(name) for name in problems)
+            logger.warning("%s cannot be written (%s); left out: %s", self.path, error, names)
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

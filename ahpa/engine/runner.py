@@ -38,7 +38,7 @@ from .optimiser import Optimiser, build_optimizer
 from .plain import to_plain
 from .random_state import random_state, set_random_state
 from .resume import keep_earlier
-from .run_log import RunLog, start_logging, warned
+from .run_log import LeftOut, RunLog, start_logging, warned
 from .trainer import Run, Trainer, TrainOptions
 
 logger = logging.getLogger("ahpa")
@@ -125,6 +125,7 @@ class AlignmentRunner(Runner, Run):
         dataset = build_dataset(cfg)
         if fit_classes:
             set_classes(cfg["model"]["backbone"], dataset)
+        name_classes(cfg["model"], dataset)
         torch.manual_seed(seed)
         net = build_model(cfg["model"])
         check_conditions(net, dataset)
@@ -194,6 +195,7 @@ class AlignmentRunner(Runner, Run):
             world=processes.world,
             start=saved.state["data"]["consumed"] if saved else 0,
             num_workers=cfg["train_dataloader"].get("num_workers", 0),
+            tell=LeftOut(Path(self.work_dir)).tell,
         )
         self.trainer = Trainer(
             net=self.model,
@@ -314,7 +316,7 @@ class AlignmentRunner(Runner, Run):
 
     def stop_requested(self) -> bool:
         """Whether any process received a signal; all get the same answer at the same step."""
-        asked = signals.asked()
+        asked = signals.asked() or (self.trainer.data_error and "the data cannot be read")
         loop = self._train_loop
         if self.processes.any(asked is not None) and not loop.stop_training:
             loop.stop_training = True
@@ -642,6 +644,13 @@ def set_classes(backbone: dict[str, Any], dataset: Dataset) -> None:
             known,
         )
     backbone["num_classes"] = count
+
+
+def name_classes(model: dict[str, Any], dataset: Dataset) -> None:
+    """Let the names of the classes travel with the model: into checkpoints and config.json."""
+    model.pop("classes", None)
+    if dataset.classes is not None and BACKBONES.get(model["backbone"]["type"]).takes == "classes":
+        model["classes"] = list(dataset.classes)
 
 
 def check_conditions(model: AlignedDenoiser, dataset: Dataset) -> None:

@@ -5,7 +5,7 @@ and the data order is a function of the seed and the number of samples consumed;
 killed continues exactly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..registry import UserError
 from ..registry.contracts import Dataset, Progress
 from ..registry.seeds import mix_seed
 from ..registry.validation import positive_int
@@ -102,6 +103,7 @@ class Trainer:
     Attributes:
         iteration: Optimiser steps done.
         consumed: Samples consumed by all processes.
+        data_error: Why the batches of the next step cannot be read; None if all is well.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Trainer:
         self.consumed = 0
         self.watch = StepWatch()
         self.batches: list[Any] = []  # of the last step, to name the cause of a non-finite value
+        self.data_error: UserError | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -136,32 +139,47 @@ class Trainer:
         return cast(Dataset, self.loader.dataset)
 
     def train(self) -> None:
-        """Run from `iteration` to the last step, or until a stop is requested."""
+        """Run from `iteration` to the last step, or until a stop is requested.
+
+        Raises:
+            UserError: If the data cannot be read; what was trained until then is saved.
+        """
         run, options, optimiser = self.run, self.options, self.optimiser
         run.before_train()
         self.net.train()
         batches = iter(self.loader)
         run.restore_random_state()
         for iteration in self.iterations():
-            if run.stop_requested():
+            self.read_batches(batches)
+            if run.stop_requested() or self.data_error:
                 break
             run.before_step(iteration)
             diagnose = options.log_due(iteration + 1)
             progress = Progress(iteration, options.max_iters, diagnose)
-            self.batches = []
-            for micro in range(optimiser.accumulate):
-                batch, rng = next(batches), self.rng(iteration, micro)
+            for micro, batch in enumerate(self.batches):
+                rng = self.rng(iteration, micro)
                 with optimiser.forward_context(self.net, last=micro + 1 == optimiser.accumulate):
                     losses = self.net(self.parts.encode(batch, rng), rng, progress)
                 optimiser.backward(losses.total / optimiser.accumulate)
                 self.metrics.add(losses, optimiser.accumulate)
-                self.batches.append(batch)
             optimiser.step()
             self.parts.ema.update(self.model.backbone)
             for scheduler in self.schedulers:
                 scheduler.step()
             self.finish_step(iteration)
         run.after_train()
+        if self.data_error:
+            raise self.data_error
+
+    def read_batches(self, batches: Iterator[Any]) -> None:
+        """Read the micro-batches of a step before it begins, so that an error leaves no half step.
+
+        The error is kept: all processes of a job must save together before it is raised.
+        """
+        try:
+            self.batches = [next(batches) for _ in range(self.optimiser.accumulate)]
+        except UserError as error:
+            self.data_error = error
 
     def iterations(self) -> tqdm:
         """Iterate over the remaining steps, with a progress bar if a terminal shows it."""

@@ -7,7 +7,8 @@ DiTPipeline: the time embedding has the frequencies of DiT's and SiT's publicati
 continuous, for velocities; the null class is the last row of the table.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
 
 class AlignedTransformerPipeline(DiffusionPipeline):
     """Class-conditional sampling. t is in [0, 1], and t = 1 is noise.
@@ -35,6 +38,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         time_scale: Factor on t before it is embedded; above 1 the product is rounded.
         reversed_time: Whether the network was trained with t = 1 as data: it is then given 1 - t,
             and its velocity is negated.
+        id2label: Names of the classes, {"0": "fish", ...}; may be empty.
     """
 
     model_cpu_offload_seq: Any = "transformer->vae"
@@ -47,6 +51,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         num_classes: int = 1000,
         time_scale: float = 1.0,
         reversed_time: bool = False,
+        id2label: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
@@ -54,10 +59,44 @@ class AlignedTransformerPipeline(DiffusionPipeline):
             num_classes=num_classes,
             time_scale=time_scale,
             reversed_time=reversed_time,
+            id2label=dict(id2label or {}),
         )
         for module in transformer.modules():
             if isinstance(module, Timesteps):
                 module.downscale_freq_shift = 0
+
+    def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
+        """Return the numbers of classes by their names. Raises ValueError for an unknown one."""
+        numbers = {name: int(number) for number, name in self.config["id2label"].items()}
+        wanted = [names] if isinstance(names, str) else list(names)
+        unknown = [name for name in wanted if name not in numbers]
+        if unknown:
+            known = ", ".join(list(numbers)[:30]) or "(the classes have no names)"
+            raise ValueError(f"class_labels: {unknown[0]!r} is unknown. Valid: {known}.")
+        return [numbers[name] for name in wanted]
+
+    def check_labels(self, class_labels: Any) -> list[int]:
+        """Return class numbers for numbers or names.
+
+        Raises:
+            ValueError: For an empty list, an unknown class, or something that is no class.
+        """
+        single = isinstance(class_labels, (int, str)) or not isinstance(class_labels, Iterable)
+        listed = [class_labels] if single else list(class_labels)
+        if not listed:
+            raise ValueError("class_labels: the list is empty; give a class for each image.")
+        count = self.config["num_classes"]
+        labels = []
+        for wanted in listed:
+            try:
+                label = self.get_label_ids(wanted)[0] if isinstance(wanted, str) else wanted
+                label = -1 if isinstance(label, bool) else operator.index(label)
+            except TypeError:
+                label = -1
+            if not 0 <= label < count:
+                raise ValueError(f"class_labels: {wanted!r} is not in 0..{count - 1}.")
+            labels.append(label)
+        return labels
 
     def predict(self, x: Tensor, t: float | Tensor, labels: Tensor) -> Tensor:
         """Run the transformer.
@@ -98,7 +137,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int],
+        class_labels: int | str | Sequence[int | str],
         guidance_scale: float = 4.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         guidance_channels: int | None = None,
@@ -111,7 +150,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         """Draw images.
 
         Args:
-            class_labels: A label for each image.
+            class_labels: A class for each image, by its number or name.
             guidance_scale: Scale of classifier-free guidance; 1 means none.
             guidance_interval: Times at which it is applied, bounds included.
             guidance_channels: How many of the latent's channels are guided; None for all.
@@ -120,13 +159,33 @@ class AlignedTransformerPipeline(DiffusionPipeline):
             latents: The noise to start from, [B, C, h, w].
             output_type: "pil", "np" [B, H, W, 3], "pt" [B, 3, H, W] or "latent".
             return_dict: Whether to return an ImagePipelineOutput rather than a tuple.
+
+        Raises:
+            ValueError: For an unknown class, an empty list, or an option out of its range.
         """
         device = self._execution_device
         config = self.transformer.config
-        labels = torch.as_tensor(class_labels, device=device).reshape(-1)
+        labels = torch.tensor(self.check_labels(class_labels), device=device)
+        shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents: must have the shape {shape}, got {tuple(latents.shape)}.")
+        if type(num_inference_steps) is not int or num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps: must be a positive integer, got {num_inference_steps!r}."
+            )
+        if output_type not in OUTPUT_TYPES:
+            valid = ", ".join(OUTPUT_TYPES)
+            raise ValueError(f"output_type: {output_type!r} is unknown. Valid: {valid}.")
+        low, high = guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval: must be in [0, 1], got {guidance_interval!r}.")
+        guided = config.in_channels if guidance_channels is None else guidance_channels
+        if type(guided) is not int or not 1 <= guided <= config.in_channels:
+            raise ValueError(
+                f"guidance_channels: must be in 1..{config.in_channels}, got {guidance_channels!r}."
+            )
         null = torch.full_like(labels, self.config["num_classes"])
         if latents is None:
-            shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
             x = randn_tensor(shape, generator=generator, device=device)
         else:
             x = latents.to(device)
@@ -134,8 +193,6 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         self._set_steps(num_inference_steps, device)
         variance = str(scheduler.config.get("variance_type", ""))
         keeps_variance = variance.startswith("learned")
-        guided = config.in_channels if guidance_channels is None else guidance_channels
-        low, high = guidance_interval
         for step in self.progress_bar(scheduler.timesteps):
             t = step / scheduler.config.num_train_timesteps
             given = x.to(self.transformer.dtype)

@@ -7,7 +7,7 @@ v apart, and its own pipeline takes row 1000 of the label table for the null cla
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from ..flow.discrete import DiscretePath
 from ..flow.flows import ContinuousFlow
 from ..registry import TOKENIZERS, UserError, build
 from ..registry.contracts import Flow, Tokenizer
-from ..registry.files import whole_folder
+from ..registry.files import read_json, whole_folder
+from ..registry.validation import boolean, integer, is_integer, positive
+from ..registry.weight_files import read_shapes
 from ..tokenizers.autoencoder_kl import KLAutoencoder
 from .published import Imported, State
 
@@ -32,6 +34,10 @@ STOCK_PIPELINE = "DiTPipeline"
 OWN_PIPELINE = ["pipeline", "AlignedTransformerPipeline"]  # the file pipeline.py, and its class
 KINDS = ("SiT", "DiT")
 TAILS = ("weight", "bias")
+TRANSFORMER = "transformer/config.json"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+MOST_SIZE = 1 << 20  # largest integer in a transformer's config
+MOST_STEPS = 1 << 20  # of a noise schedule
 
 # Names of linear layers, ours -> diffusers'.
 OUTER = {
@@ -150,7 +156,7 @@ def write_pipeline(
     if vae:
         model = {**model, "tokenizer": with_autoencoder(model["tokenizer"], vae)}
     check_fits(source, model["backbone"], model["tokenizer"])
-    needed = ("resolution", "tokenizer", "backbone", "flow")
+    needed = ("resolution", "tokenizer", "backbone", "flow", "classes")
     parts = build_generator_parts({key: model[key] for key in needed if key in model})
     backbone, tokenizer = parts.backbone, parts.tokenizer
     assert isinstance(backbone, SiT) and isinstance(tokenizer, KLAutoencoder)
@@ -174,7 +180,7 @@ def write_pipeline(
     theirs = to_diffusers(state, backbone.depth, classes)
     missing, unknown = transformer.load_state_dict(theirs, strict=False)
     assert not unknown and not missing, (missing, unknown)
-    index = model_index(scheduler, stock, backbone)
+    index = model_index(scheduler, stock, backbone, parts.classes)
     with whole_folder(target) as folder:
         transformer.save_pretrained(folder / "transformer")
         scheduler.save_pretrained(folder / "scheduler")
@@ -291,13 +297,16 @@ def latent_factors(tokenizer: KLAutoencoder) -> dict[str, Any]:
     }
 
 
-def model_index(scheduler: Any, stock: bool, backbone: SiT) -> dict[str, Any]:
+def model_index(
+    scheduler: Any, stock: bool, backbone: SiT, classes: Sequence[str] | None
+) -> dict[str, Any]:
     """Return model_index.json: diffusers' own pipeline if it fits, else that of pipeline.py.
 
     Args:
         scheduler: A diffusers scheduler.
         stock: Whether diffusers' own pipeline fits.
         backbone: The backbone, for the options of our pipeline.
+        classes: Names of the classes, if they have names.
     """
     import diffusers
 
@@ -310,6 +319,7 @@ def model_index(scheduler: Any, stock: bool, backbone: SiT) -> dict[str, Any]:
         "num_classes": backbone.num_classes,
         "time_scale": backbone.time_scale,
         "reversed_time": backbone.reversed_time,
+        "id2label": {str(number): name for number, name in enumerate(classes or ())},
     }
 
 
@@ -408,6 +418,9 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Impo
         model["flow"] = {"type": "DiscreteFlow", "path": path}
         if options["learn_sigma"]:
             model["flow_loss"] = {"type": "HybridLoss"}
+    names = class_names(found.index.get("id2label"), options["num_classes"])
+    if names:
+        model["classes"] = names
     theirs = found.transformer.state_dict()
     state = from_diffusers(theirs, own.num_layers, options["num_classes"])
     checkpoint.save_imported(model, state, Path(target), layout="diffusers")
@@ -418,16 +431,22 @@ def read_folder(source: Path) -> Folder:
     """Read a pipeline folder of a DiT. Raises UserError if it is another one or incomplete."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
+    index, scheduler, config = (
+        read_json(source / name, f"{source} is not a pipeline folder of a diffusers DiT")
+        for name in ("model_index.json", "scheduler/scheduler_config.json", TRANSFORMER)
+    )
     try:
-        index = json.loads((source / "model_index.json").read_text())
-        scheduler = json.loads((source / "scheduler" / "scheduler_config.json").read_text())
+        refuse_other_sizes(source / "transformer", config)
         transformer, loaded = DiTTransformer2DModel.from_pretrained(
             source / "transformer", local_files_only=True, output_loading_info=True
         )
         found = Folder(index, scheduler, transformer)
-        discrete = found.discrete
-        _ = scheduler["num_train_timesteps"]
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        steps = scheduler["num_train_timesteps"]
+        integer("num_train_timesteps", steps, least=1, most=MOST_STEPS)
+        if found.discrete:
+            positive("beta_start", scheduler["beta_start"])
+            positive("beta_end", scheduler["beta_end"])
+    except Exception as error:  # a folder of someone else may fail in any way
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{source} is not a pipeline folder of a diffusers DiT: {reason}"
@@ -439,7 +458,7 @@ def read_folder(source: Path) -> Folder:
         raise UserError(f"{source}: the transformer's file has no {shown}{more}.")
     linear = scheduler.get("beta_schedule") == "linear"
     noise = scheduler.get("prediction_type", "epsilon") == "epsilon"
-    if "time_scale" not in index and not (discrete and linear and noise):
+    if "time_scale" not in index and not (found.discrete and linear and noise):
         raise UserError(
             f"{source}: its scheduler is neither DiT's (noise, linearly spaced betas) "
             "nor one of ahpa's."
@@ -447,10 +466,56 @@ def read_folder(source: Path) -> Folder:
     return found
 
 
+def refuse_other_sizes(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that a transformer's config has the sizes of its weights, before it is built.
+
+    Raises:
+        UserError: If it has not.
+    """
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    what = "the transformer"
+    for key, value in config.items():
+        if is_integer(value):
+            integer(f"{what}: {key}", value, most=MOST_SIZE)
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not files:
+        return  # several files, which diffusers reads one at a time
+    shapes = read_shapes(files[0], what)
+    integer(f"{what}: num_layers", config.get("num_layers", 28), most=len(shapes))
+    with torch.device("meta"):
+        network: Any = DiTTransformer2DModel.from_config(dict(config))
+    for name, value in network.state_dict().items():
+        given = shapes.get(name, tuple(value.shape))
+        if given != tuple(value.shape):
+            raise UserError(f"{name} has the shape {given}, expected {tuple(value.shape)}")
+
+
+def class_names(labels: Any, count: int) -> list[str]:
+    """Return the names of the classes from diffusers' id2label; [] if there are none.
+
+    Raises:
+        UserError: Unless it is {number of a class: different names}, for the first classes.
+    """
+    if not labels:
+        return []
+    numbers = [str(number) for number in range(len(labels))]
+    named = isinstance(labels, dict) and sorted(labels) == sorted(numbers) and len(labels) <= count
+    names = [labels[number] for number in numbers] if named else []
+    if (
+        not names
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise UserError("model_index.json: id2label must name each class from 0 on, differently.")
+    return names
+
+
 def backbone_options(found: Folder) -> dict[str, Any]:
     """Return the config of our backbone for a folder's transformer."""
     own, index = found.transformer.config, found.index
     steps = float(found.scheduler["num_train_timesteps"])
+    classes = index.get("num_classes", own.num_embeds_ada_norm)
     learns_sigma = own.out_channels is not None and own.out_channels == 2 * own.in_channels
     return {
         "type": "DiT" if found.discrete else "SiT",
@@ -458,8 +523,8 @@ def backbone_options(found: Folder) -> dict[str, Any]:
         "num_heads": own.num_attention_heads,
         "hidden_size": own.num_attention_heads * own.attention_head_dim,
         "patch_size": own.patch_size,
-        "num_classes": index.get("num_classes", own.num_embeds_ada_norm),
+        "num_classes": integer("num_classes", classes, least=1, most=own.num_embeds_ada_norm),
         "learn_sigma": learns_sigma,
-        "reversed_time": index.get("reversed_time", False),
-        "time_scale": index.get("time_scale", steps),
+        "reversed_time": boolean("reversed_time", index.get("reversed_time", False)),
+        "time_scale": positive("time_scale", index.get("time_scale", steps)),
     }

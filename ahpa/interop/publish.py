@@ -17,12 +17,16 @@ from ..engine.assembly import DEFAULTS
 from ..engine.weights import (
     CONFIG,
     FORMAT,
+    SUMS,
     WEIGHTS,
     backbone_of,
+    model_of,
     refuse_code,
     with_autoencoder,
+    write_sums,
 )
 from ..registry import CONDITIONERS
+from ..registry.errors import printable
 from ..registry.files import whole_folder
 
 PRIVATE = ("custom_imports", "work_dir", "launcher", "default_scope", "visualizer")
@@ -61,9 +65,9 @@ def publish(
     """
     source, target = Path(source), Path(target)
     saved = checkpoint.load(source)
+    model = model_of(saved, source)
     meta = saved["meta"]
-    config = dict(meta["config"])
-    model = dict(config.pop("model"))
+    config = {key: value for key, value in meta["config"].items() if key != "model"}
     if vae:
         model["tokenizer"] = with_autoencoder(model["tokenizer"], vae)
     state = {key: value.contiguous() for key, value in backbone_of(saved, weights).items()}
@@ -77,6 +81,7 @@ def publish(
         "imported": meta.get("imported", {}).get("layout"),
         "model": model,
         "training": training_of(config),
+        "sums": SUMS,
     }
     refuse_code(described, str(source))
     work_dir = source if source.is_dir() else source.parent.parent
@@ -98,6 +103,8 @@ def publish(
         if content.has_grid:
             shutil.copyfile(grid, folder / GRID)
         (folder / "README.md").write_text(content.text())
+        grids = [GRID] if content.has_grid else []
+        write_sums(folder, [CONFIG, WEIGHTS, *grids])
     return notes(model, modules)
 
 
@@ -117,10 +124,21 @@ def last_figures(work_dir: Path, iteration: int) -> dict[str, float]:
     path = work_dir / "scalars.json"
     if not path.is_file():
         return {}
-    lines = path.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last
-    before = [record for record in records if record["iteration"] <= iteration]
+    records = (record_of(line) for line in path.read_bytes().splitlines())
+    before = [record for record in records if record and record["iteration"] <= iteration]
     return before[-1] if before else {}
+
+
+def record_of(line: bytes) -> dict[str, float]:
+    """Return a record of a run's log; {} for a spoilt line, such as one that a kill cut."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    numbers = isinstance(record, dict) and all(
+        isinstance(value, (int, float)) for value in record.values()
+    )
+    return record if numbers and "iteration" in record else {}
 
 
 def notes(model: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
@@ -190,6 +208,9 @@ class Card:
         prompts = conditioned_on(model) == "prompts"
         task = "text-to-image" if prompts else "unconditional-image-generation"
         wanted: Sequence[str | int] = ["a red circle"] if prompts else [0, 1]
+        classes = model.get("classes") or ()
+        if len(classes) > 1:
+            wanted = [printable(name) for name in classes[:2]]
         license_line = f"license: {self.license}" if self.license else "# no license was stated"
         size = f"{self.parameters / 1e6:.1f} M parameters at {model['resolution']} px"
         kind = "averaged (EMA)" if self.described["weights"] == "ema" else "raw"
@@ -216,7 +237,8 @@ These are the {kind} weights.
     generator = load_generator("{self.name}")
     images = generator.sample({wanted}, cfg_scale=1.5)  # uint8 [n, 3, H, W]
 
-Nothing in this folder is executed: `config.json` is data and the weights are safetensors.
+Reading this folder executes nothing: `config.json` names components of ahpa and their options, and
+the weights are safetensors. `{SUMS}` holds the SHA-256 of both, and ahpa checks them.
 
 ## Alignment
 
@@ -256,6 +278,7 @@ Nothing in this folder is executed: `config.json` is data and the weights are sa
             "flow": component_text(part_of(model, "flow")),
             "flow loss": component_text(part_of(model, "flow_loss")),
             "condition": component_text(part_of(model, "conditioner")),
+            "classes": classes_text(model.get("classes") or ()),
             "optimiser": component_text(wrapper["optimizer"]) if wrapper else None,
             "gradient clipping": str(wrapper.get("clip_grad")) if wrapper else None,
             "precision": wrapper.get("precision"),
@@ -281,6 +304,12 @@ The training log's last line, iteration {iteration:,} (means since the line befo
 |---|---|
 {lines(rows)}
 """
+
+
+def classes_text(classes: Sequence[str]) -> str | None:
+    """Describe the classes, such as "10 (fish, house, ...)"; None if they have no names."""
+    shown = [printable(name) for name in classes[:20]] + ["..."] * (len(classes) > 20)
+    return f"{len(classes)} ({', '.join(shown)})" if classes else None
 
 
 def part_of(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from ..engine import checkpoint
 from ..engine.weights import backbone_of, is_hub_id, is_published, read_published
 from ..registry import BACKBONES, UserError, build
 from ..registry.contracts import Backbone
+from ..registry.errors import printable
 from ..registry.files import write_file
 from ..registry.weight_files import read_contents
 from .layouts import (
@@ -199,9 +200,14 @@ def tensors_of(path: Path, state: Any) -> State:
     Raises:
         UserError: If it is no state dict of tensors, or its shapes exceed the file's size.
     """
-    tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(key, str) and isinstance(x, Tensor) for key, x in state.items()
+    )
     if not tensors:
         raise UserError(f"{path} does not hold a state dict of tensors.")
+    odd = [key for key, x in state.items() if not x.is_floating_point()]
+    if odd:
+        raise UserError(f"{path}: {odd[0]} holds {state[odd[0]].dtype}, not floats.")
     if sum(x.nbytes for x in state.values()) > path.stat().st_size:
         raise UserError(f"{path} is refused: its shapes promise more numbers than it holds.")
     bare = {key.removeprefix("module.").removeprefix("_orig_mod."): x for key, x in state.items()}
@@ -369,6 +375,8 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
         ) from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"the file's shapes are not those of a {kind} ({error}).") from error
+    if not width or not channels or not patch or outputs < 0:
+        raise UserError(f"the file's tensors are empty, which no {kind} is.")
     heads = num_heads or (width // MMDIT_HEAD if joint else HEADS.get(width))
     norm = f"{first}attn.{'ln_q' if joint else 'q_norm'}."
     if f"{norm}weight" in state:
@@ -413,7 +421,7 @@ def check_keys(source: Path, layout: str, state: State, wanted: State) -> None:
         ("has unknown", state.keys() - wanted.keys()),
     ):
         if keys:
-            shown = ", ".join(sorted(keys)[:5])
+            shown = printable(", ".join(sorted(keys)[:5])[:300])
             more = " ..." if len(keys) > 5 else ""
             raise UserError(f"{source} is not of the format {layout!r}: it {what} {shown}{more}.")
     for key, value in wanted.items():

@@ -646,10 +646,12 @@ class Dataset(torch.utils.data.Dataset, ABC):
     Attributes:
         classes: Class names in the order of the labels; None if there are no labels.
         captioned: Whether items have a caption.
+        notes: What a person should know of how the files were read; logged when a run starts.
     """
 
     classes: tuple[str, ...] | None = None
     captioned: bool = False
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -680,3 +682,17 @@ class Dataset(torch.utils.data.Dataset, ABC):
             order.update(self.sample_id(index).encode("utf-8", "surrogatepass") + b"\0")
         classes = None if self.classes is None else list(self.classes)
         return {"samples": len(self), "classes": classes, "order": order.hexdigest()}
+
+    def take_problems(self) -> dict[int, str]:
+        """Return and forget index -> reason of the files found unreadable since the last call.
+
+        The loader calls it after each batch in the process that read the batch.
+        """
+        return {}
+
+    def add_problems(self, problems: Mapping[int, str]) -> None:
+        """Take note of what `take_problems` returned in another process.
+
+        Raises:
+            UserError: If too much of the data set is unreadable.
+        """

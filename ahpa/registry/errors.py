@@ -14,6 +14,17 @@ class ConfigError(UserError, ValueError):
     """A mistake in a config or an option; the message names the key and the nearest valid one."""
 
 
+class UnreadableSample(RuntimeWarning):
+    """A file of a data set cannot be read; another one takes its place."""
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that every terminal and log can show; odd characters escaped."""
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
+    )
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Return the end of a message about an unknown name.
 

@@ -1,14 +1,20 @@
-"""Writing files and folders so that they are complete or absent, never half written."""
+"""Writing files and folders so that they are complete or absent, never half written; reading what
+others wrote, within bounds."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
-from .errors import UserError
+from .errors import UserError, printable
+
+LARGEST_JSON = 16 << 20  # bytes of a config
+DEEPEST_JSON = 64  # dicts and lists inside each other
 
 NO_SPACE = "free some space"
 NOT_ALLOWED = "change the permissions"
@@ -90,3 +96,67 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_path(path: Path | str, what: str) -> Path:
+    """Return a path that a person or a file named, with ~ expanded; it need not exist.
+
+    Args:
+        path: The path.
+        what: What it belongs to, for messages.
+
+    Raises:
+        UserError: If no file can have that name.
+    """
+    try:
+        found = Path(path).expanduser()
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return found
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown ~user
+        shown = printable(str(path)[:80])
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what}: {shown!r} cannot be the name of a file ({reason}).") from error
+    return found
+
+
+def read_json(path: Path, what: str, *, most: int = LARGEST_JSON) -> Any:
+    """Read a JSON file that someone else may have written.
+
+    Args:
+        path: The file.
+        what: What it is, for messages.
+        most: Largest size in bytes.
+
+    Raises:
+        UserError: If it is missing or not JSON, larger than `most`, nested more than 64 deep, or
+            holds a number that is not finite.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ValueError(f"it is larger than {most} bytes")
+        found = json.loads(data, parse_constant=_refuse_constant)
+        _refuse_deep(found)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = printable(str(error))[:200]
+        raise UserError(f"{what}: {path.name} cannot be read ({reason}).") from error
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _refuse_deep(value: Any) -> None:
+    """Raise ValueError for containers that are nested too deep."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, (dict, list)):
+                inner.extend(item.values() if isinstance(item, dict) else item)
+        level = inner
+    if level:
+        raise ValueError(f"it is nested more than {DEEPEST_JSON} deep")

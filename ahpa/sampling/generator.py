@@ -1,7 +1,7 @@
 """Images from a trained backbone, flow, conditioner and tokenizer. No prior, router or projector is
 needed, so inference costs what the vanilla transformer costs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,11 @@ from ..registry.contracts import (
     Tokenizer,
 )
 from ..registry.precision import autocast, dtype_of
+from ..registry.validation import integer, positive_int
 from .guidance import ClassifierFreeGuidance
 from .progress import SamplingBar
+
+LARGEST_SEED = 2**63
 
 
 class SampleNoise:
@@ -71,6 +74,7 @@ class Generator:
         backbone: The trained network, usually the EMA, in eval mode.
         flow: The flow that it was trained with.
         conditioner: Encodes the requested classes or prompts.
+        classes: Names of the classes in the order of their numbers; None if they have none.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class Generator:
         backbone: Backbone,
         flow: Flow,
         conditioner: Conditioner,
+        classes: Sequence[str] | None = None,
     ) -> None:
+        self.classes = None if classes is None else tuple(classes)
         self.tokenizer = tokenizer
         self.backbone = backbone
         self.flow = flow
@@ -147,6 +153,52 @@ class Generator:
         if cls_cfg_scale is not None and len(self.backbone.streams) == 1:
             raise UserError("cls_cfg_scale: the backbone has no stream beside the image.")
 
+    def class_number(self, name: str) -> int:
+        """Return the number of a class by its name, or by its number as a text, "3" or "#3".
+
+        Raises:
+            UserError: If there is no such class, or if the text is the number of one class and the
+                name of another.
+        """
+        names = self.classes or ()
+        digits = name.removeprefix("#")
+        number = int(digits) if digits.isdecimal() and len(digits) < 10 else None
+        named = names.index(name) if name in names else None
+        if number is not None and named not in (None, number):
+            raise UserError(
+                f"classes: {name!r} is the number of a class and the name of class {named}; write "
+                f"'#{number}' or '#{named}'."
+            )
+        if named is not None:
+            return named
+        if number is not None:
+            return number
+        if not names:
+            raise UserError(
+                f"classes: {name!r} is no number, and the classes of this model have no names."
+            )
+        raise UserError(f"classes: {name!r} is unknown{nearest(name, names)}")
+
+    def conditions(self, wanted: Sequence[Any]) -> list[Any]:
+        """Return the requested classes as numbers, or the prompts.
+
+        Args:
+            wanted: A class number, the name of a class or a prompt for each sample.
+
+        Raises:
+            UserError: If nothing is requested, or something that is not a list, or an unknown
+                class.
+        """
+        takes = self.conditioner.takes
+        if isinstance(wanted, (str, bytes, Mapping)) or not isinstance(wanted, Iterable):
+            raise UserError(f"{takes}: must be a list with one for each sample, got {wanted!r}.")
+        listed = list(wanted)
+        if not listed:
+            raise UserError(f"{takes}: the list is empty; give one for each sample.")
+        if takes != "classes":
+            return listed
+        return [self.class_number(one) if isinstance(one, str) else one for one in listed]
+
     def sample(
         self,
         wanted: Sequence[Any],
@@ -155,7 +207,7 @@ class Generator:
         """Draw images.
 
         Args:
-            wanted: A class number or prompt for each sample.
+            wanted: A class (its number or name) or prompt for each sample.
             **options: See `batches`.
 
         Returns:
@@ -184,7 +236,7 @@ class Generator:
         """Draw images batch by batch.
 
         Args:
-            wanted: A class number or prompt for each sample.
+            wanted: A class (its number or name) or prompt for each sample.
             sampler: A registered name, a config or an object; None for the flow's default.
             steps: Steps of the sampler; an adaptive one chooses its own.
             cfg_scale: Scale of classifier-free guidance; 1 means none.
@@ -203,9 +255,13 @@ class Generator:
             uint8 [b, 3, H, W] on the CPU, in the order of `wanted`.
 
         Raises:
-            UserError: If the sampler does not fit the flow, or an option is out of its range.
+            UserError: For an unknown class, an empty list, a sampler that does not fit the flow, or
+                an option out of its range.
             ValueError: If `noise` does not have the shapes of the backbone's streams.
         """
+        wanted = self.conditions(wanted)
+        positive_int("batch", batch)
+        integer("first", first)
         for name, given in (noise or {}).items():
             if len(given) != len(wanted):
                 raise ValueError(f"noise: {name!r} is for {len(given)} samples, not {len(wanted)}.")
@@ -254,7 +310,7 @@ class Generator:
         """Draw one batch of all streams at t = 0, before decoding.
 
         Args:
-            wanted: A class number or prompt for each of the B samples.
+            wanted: A class (its number or name) or prompt for each of the B samples.
             noise: The streams at t = 1, {name: [B, ...]} float32; by default `start_noise`. What a
                 stochastic sampler adds on the way depends on `seed` and `first` in both cases, so
                 that passing `start_noise(B, seed=seed, first=first)` changes nothing.
@@ -278,7 +334,12 @@ class Generator:
             ValueError: If `noise` does not have the shapes of the backbone's streams.
         """
         device = next(self.backbone.parameters()).device
+        wanted = self.conditions(wanted)
         dtype_of("precision", precision)
+        positive_int("steps", steps)
+        integer("first", first)
+        integer("seed", seed, least=-LARGEST_SEED, most=LARGEST_SEED)
+        self.check(sampler, cfg_channels, cls_cfg_scale)
         integrator = self.sampler(sampler)
         rule: Guidance = ClassifierFreeGuidance(
             scale=cfg_scale,
@@ -308,6 +369,7 @@ class Generator:
         first: int = 0,
     ) -> Streams:
         """Return the streams at t = 1 that `latents` starts from, {name: [count, ...]}."""
+        positive_int("count", count)
         device = next(self.backbone.parameters()).device
         return self._start(SampleNoise(seed, range(first, first + count)), device)
 

@@ -119,13 +119,17 @@ class KLAutoencoder(Tokenizer):
                 f"scale: {self.source} does not tell the factor of its "
                 f"{self.latent_channels}-channel latents; give scale (and shift), or mean and std."
             )
-        factor = positive("scale", config["scaling_factor"] if scale is None else scale)
+        if scale is None:
+            factor = positive("scaling_factor", config["scaling_factor"])
+        else:
+            factor = positive("scale", scale)
         if scale is None and shift is None and config["latents_mean"] and config["latents_std"]:
             mean = self._per_channel("latents_mean", config["latents_mean"], number)
             std = self._per_channel("latents_std", config["latents_std"], positive)
             return mean, [factor / value for value in std]  # diffusers' pipelines apply both
-        default_shift = config["shift_factor"] or 0.0
-        return [number("shift", default_shift if shift is None else shift)], [factor]
+        if shift is None:
+            return [number("shift_factor", config["shift_factor"] or 0.0)], [factor]
+        return [number("shift", shift)], [factor]
 
     def _mean_and_std(
         self, mean: Sequence[float] | None, std: Sequence[float] | None

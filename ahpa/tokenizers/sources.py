@@ -5,15 +5,16 @@ none may be left over.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..registry import UserError
+from ..registry import ConfigError, UserError
+from ..registry.files import read_json, user_path
 from ..registry.hub import hub_file
+from ..registry.validation import boolean, choice, integer
 from ..registry.weight_files import read_shapes, read_state_dict
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "tiny_vae"
@@ -48,6 +49,11 @@ KNOWN = {  # hub ids whose config need not be downloaded
     "madebyollin/sdxl-vae-fp16-fix": SDXL,
 }
 CONSISTENCY = "openai/consistency-decoder"
+
+MOST_BLOCKS = 16  # largest sizes of a network that is built from a config
+MOST_LAYERS = 64
+MOST_CHANNELS = 1 << 14
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -110,7 +116,7 @@ def find(source: str, subfolder: str | None = None) -> Source:
     """
     if source == "bundled":
         return Source("folder", BUNDLED, read_config(BUNDLED / CONFIG))
-    path = Path(source).expanduser()
+    path = user_path(source, WHAT)
     if path.is_dir():
         return _find_in_folder(path, subfolder)
     if path.is_file():
@@ -166,11 +172,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read, or describes a network that is not supported.
     """
-    try:
-        config = json.loads(path.read_text())
-        kind = config.get("_class_name", "AutoencoderKL")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a readable autoencoder config ({error}). {HINT}") from error
+    config = read_json(path, WHAT)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a readable autoencoder config: it is no dict. {HINT}")
+    kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise UserError(f"{path} describes a {kind}; KLAutoencoder reads an AutoencoderKL. {HINT}")
     channels = (config.get("in_channels", 3), config.get("out_channels", 3))
@@ -178,14 +183,39 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: in_channels and out_channels must be 3, as in images, got {channels}. {HINT}"
         )
-    kinds = {*(config.get("down_block_types") or ()), *(config.get("up_block_types") or ())}
+    listed = (config.get(f"{way}_block_types") or () for way in ("down", "up"))
+    kinds = {str(kind) for kinds in listed if isinstance(kinds, list) for kind in kinds}
     unsupported = sorted(kinds - BLOCKS)
     if unsupported:
         raise UserError(
             f"{path}: {unsupported[0]} is not supported; only the blocks of Stable Diffusion's "
             f"autoencoder are ({', '.join(sorted(BLOCKS))}). {HINT}"
         )
-    return {key: config.get(key, default) for key, default in {**NETWORK, **FACTORS}.items()}
+    complete = {key: config.get(key, default) for key, default in {**NETWORK, **FACTORS}.items()}
+    try:
+        check_network(complete)
+    except ConfigError as error:
+        raise UserError(f"{path}: {error} {HINT}") from error
+    return complete
+
+
+def check_network(config: Mapping[str, Any]) -> None:
+    """Check the options of a network before it is built. Raises ConfigError for a wrong one."""
+    widths = config["block_out_channels"]
+    if not isinstance(widths, (list, tuple)) or not 1 <= len(widths) <= MOST_BLOCKS:
+        raise ConfigError(
+            f"block_out_channels: must list 1 to {MOST_BLOCKS} widths, got {widths!r:.80}."
+        )
+    groups = integer("norm_num_groups", config["norm_num_groups"], least=1, most=MOST_CHANNELS)
+    for width in widths:
+        integer("block_out_channels", width, least=1, most=MOST_CHANNELS)
+        if width % groups:
+            raise ConfigError(f"norm_num_groups: {groups} does not divide the width {width}.")
+    integer("layers_per_block", config["layers_per_block"], least=1, most=MOST_LAYERS)
+    integer("latent_channels", config["latent_channels"], least=1, most=MOST_CHANNELS)
+    choice("act_fn", config["act_fn"], ACTIVATIONS)
+    for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
+        boolean(name, config[name])
 
 
 def infer_config(path: Path) -> dict[str, Any]:
@@ -204,19 +234,19 @@ def infer_config(path: Path) -> dict[str, Any]:
     else:
         first = "encoder.down_blocks.{}.resnets.{}.conv1.weight"
     widths: list[int] = []
-    while first.format(len(widths), 0) in shapes:
+    while shapes.get(first.format(len(widths), 0)):
         widths.append(shapes[first.format(len(widths), 0)][0])
     layers = 0
     while first.format(0, layers) in shapes:
         layers += 1
     latent = shapes.get("decoder.conv_in.weight")
-    if not widths or latent is None:
+    if not widths or latent is None or len(latent) < 2 or not latent[1]:
         raise UserError(
             f"{path} holds no AutoencoderKL: it has no weights encoder.down* and decoder.conv_in. "
             f"{HINT}"
         )
     groups = SD["norm_num_groups"]
-    if any(width % groups for width in widths):
+    if any(width % groups or not width for width in widths):
         raise UserError(
             f"{path}: a single file does not tell the number of groups of its norms, and it is not "
             f"Stable Diffusion's {groups} with block widths {widths}; give a diffusers folder, "
@@ -283,6 +313,9 @@ def read_network(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> t
         keys = own_keys(read_shapes(path, WHAT))
         tensors = read_state_dict(path, WHAT, keys.values())
         ldm = is_ldm(keys)
+        odd = [key for key in keys.values() if not tensors[key].is_floating_point()]
+        if odd:
+            raise UserError(f"{path}: {odd[0]} holds {tensors[odd[0]].dtype}, not floats.")
         state = {rename(name, ldm, count): tensors[key].to(dtype) for name, key in keys.items()}
     for problem, names in (
         ("lacks", wanted.keys() - state.keys()),
@@ -340,7 +373,8 @@ def rename(name: str, ldm: bool, blocks: int) -> str:
         parts[1] = "down_blocks"
     elif parts[1] == "up":
         parts[1] = "up_blocks"
-        parts[2] = str(blocks - 1 - int(parts[2]))
+        if len(parts) > 2 and parts[2].isdecimal():
+            parts[2] = str(blocks - 1 - int(parts[2][:3]))
     return ".".join("resnets" if part == "block" else part for part in parts)
 
 
