@@ -276,7 +276,7 @@ ENGINE = (
     Mutant(
         "wrong-levels-accepted",
         PARTS,
-        "if name not in self._verified:",
+        "if place not in self._verified:",
         "if False:",
         tests("parts"),
     ),
