@@ -215,10 +215,23 @@ def test_the_command_and_a_run_that_goes_on(tmp_path, layout):
         saved["model"]["alignments.main.projector.mlp.0.weight"],
         first["model"]["alignments.main.projector.mlp.0.weight"],
     )
+    done = call("import-weights", "--format", layout, "--export", work, tmp_path / "back.pt")
+    assert done.returncode == 0 and "note" not in done.stdout, done.stderr + done.stdout
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back["steps"] == STEPS + 2
+    for kind in ("ema", "model"):
+        official(layout).load_state_dict(back[kind], strict=True)
     again = call(
         "import-weights", "--format", layout, "--config", config, tmp_path / "run.pt", work
     )
     assert again.returncode == 2 and "holds a run already" in again.stderr
+
+
+@pytest.mark.parametrize("option", [("--export",), ("--weights", "ema")], ids=" ".join)
+def test_options_without_a_meaning_beside_a_config_are_refused(tmp_path, option):
+    arguments = ("--format", "repa", "--config", "repa_sit-b", *option)
+    done = call("import-weights", *arguments, tmp_path / "a.pt", tmp_path / "b")
+    assert done.returncode == 2 and f"--config: {option[0]} has no effect" in done.stderr
 
 
 def refused(tmp_path, message, layout="repa", *, model=None, **entries):

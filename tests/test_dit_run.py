@@ -15,8 +15,11 @@ def test_the_hook_says_its_guidance_and_refuses_mistakes():
     wanted = " --cfg-scale 1.5 --cfg-interval 0.0 1.0 --cfg-channels 3"
     assert hook.guidance_options() == wanted
     assert "channels" not in build(HOOKS, dict(type="SampleGrids")).guidance_options()
-    with pytest.raises(ConfigError, match="channels"):
-        build(HOOKS, dict(type="SampleGrids", cfg_channels=0))
+    hook = build(HOOKS, dict(type="SampleGrids", cls_cfg_scale=2.3))
+    assert hook.guidance_options().endswith(" --cls-cfg-scale 2.3")
+    for option in ("cfg_channels", "cls_cfg_scale"):
+        with pytest.raises(ConfigError, match=option):
+            build(HOOKS, {"type": "SampleGrids", option: -1})
 
 
 @pytest.fixture(scope="module")

@@ -416,6 +416,16 @@ def test_a_sit_with_a_variance_is_refused_by_layouts_without_one(tmp_path):
         interop.export_weights(tmp_path / "o.pth", tmp_path / "b.pt", layout="repa")
 
 
+def test_latents_of_another_scale_are_told(tmp_path):
+    tokenizer = {**BUNDLED, "mean": [0.1, 0.2, 0.3, 0.4], "std": [1.0, 2.0, 3.0, 4.0]}
+    source = own_run(tmp_path / "o.pth", tokenizer=tokenizer)
+    done = interop.export_weights(source, tmp_path / "b.pt", layout="irepa")
+    assert done["notes"] == [
+        "its latents are scaled by the tokenizer's mean, std: give the official script the same "
+        "instead of 0.18215"
+    ]
+
+
 def test_one_kind_of_weights_is_written_under_both_names(tmp_path):
     """REPA's script for text to image reads "model", the others "ema"."""
     from ahpa.interop.publish import publish

@@ -434,8 +434,8 @@ FLOW = (
     Mutant(
         "guidance-from-the-conditional",
         GUIDANCE,
-        "return null + self.scale * (pred - null)",
-        "return pred + self.scale * (pred - null)",
+        "return null + scale * (pred - null)",
+        "return pred + scale * (pred - null)",
         tests("samplers"),
     ),
     Mutant(

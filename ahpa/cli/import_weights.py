@@ -55,8 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command. Raises UserError for a mistake."""
     args = parse(arguments)
-    if args.config and (args.export or args.format == "diffusers"):
-        raise UserError("--config: only a checkpoint of an official training program continues.")
     if args.config:
         return continue_run(args)
     return export_weights(args) if args.export else import_weights(args)
@@ -67,6 +65,11 @@ def continue_run(args: argparse.Namespace) -> int:
     from ..engine import config as configs
     from ..interop.continued import import_run
 
+    for option, given in (("--export", args.export), ("--weights", args.weights)):
+        if given:
+            raise UserError(f"--config: {option} has no effect beside it; leave one of them out.")
+    if args.format == "diffusers":
+        raise UserError("--config: only an official training program's checkpoint continues.")
     path = find_config(args.config)
     cfg = configs.load(path, args.cfg_options)
     if args.vae is not None:

@@ -42,6 +42,7 @@ DOWNSAMPLE = 8  # pixels per latent of all published models
 TOLERANCE = 1e-4  # largest deviation of a file's positions from the formula
 PATHS = {"linear": "LinearPath", "cosine": "CosinePath", "gvp": "CosinePath"}
 """Our names of the paths that the arguments in a file name; SiT's GVP is REPA's cosine."""
+SCALING = ("scale", "shift", "mean", "std")  # options of KLAutoencoder
 VELOCITY = ("v", "velocity")
 
 
@@ -589,7 +590,13 @@ def check_flow(source: object, name: str, model: Mapping[str, Any]) -> list[str]
             f"{source} predicts the {prediction}; a network of the layout {name!r} predicts the "
             "velocity."
         )
-    path = (flow.get("path") or {}).get("type", "LinearPath")
-    if path != "CosinePath":
-        return []
-    return ["trained on the cosine path: sample with --path-type cosine (SiT: GVP)"]
+    notes = []
+    if (flow.get("path") or {}).get("type") == "CosinePath":
+        notes.append("trained on the cosine path: sample with --path-type cosine (SiT: GVP)")
+    own = [name for name in SCALING if model["tokenizer"].get(name) is not None]
+    if own:
+        notes.append(
+            f"its latents are scaled by the tokenizer's {', '.join(own)}: give the official script "
+            "the same instead of 0.18215"
+        )
+    return notes
