@@ -20,6 +20,8 @@ from support.runs import (
     wait_for_iteration,
 )
 
+from ahpa.data.sampler import permutation
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 TORCHRUN += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
@@ -89,7 +91,8 @@ def test_kill_9_of_all_then_resume_is_bit_identical(two, tmp_path):
         os.kill(pid, signal.SIGKILL)
     process.wait()
     wait_until_gone(workers)
-    run(tmp_path, "--resume", iters=8)
+    done = run(tmp_path, "--resume", iters=8)
+    assert "changed since" not in done.stdout
     assert stable(tmp_path) == stable(two[0])
     assert_same_state(final_state(tmp_path), final_state(two[0]))
 
@@ -106,6 +109,17 @@ def test_sigterm_to_one_process_stops_both_at_one_boundary(tmp_path):
     assert final_state(tmp_path)["data"]["iteration"] == scalars(tmp_path)[-1]["iteration"] < 2000
 
 
+def test_sigterm_to_the_launcher_saves_though_torchrun_itself_returns_1(tmp_path):
+    """As docs/runs.md says: torchrun passes the signal on and reports it as a failure."""
+    process = start(tmp_path, iters=100_000)
+    wait_for_iteration(tmp_path, 2, process)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert "SIGTERM at iteration" in out and "checkpoint: " in out
+    assert process.returncode == 1
+    assert final_state(tmp_path)["data"]["iteration"] == scalars(tmp_path)[-1]["iteration"]
+
+
 def test_a_bad_loss_on_one_process_is_skipped_on_both(tmp_path):
     path = tmp_path / "poisoned.py"
     path.write_text(
@@ -114,7 +128,12 @@ def test_a_bad_loss_on_one_process_is_skipped_on_both(tmp_path):
         "_base_.model.flow_loss = dict(type='PoisonFlowLoss', at=[2], rank=1)\n"
     )
     done = run(tmp_path / "run", config=str(path), iters=4)
-    assert "skipped on all ranks" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if "skipped on all ranks" in line]
+    size, batch = 50_000, 2
+    positions = range(2 * 2 * batch + batch, 3 * 2 * batch)  # of the second process, third step
+    order = permutation(size, 0, 0)
+    names = [f"shapes/{int(order[position]):06d}" for position in positions]
+    assert re.findall(r"shapes/\d+", line) == names
     assert scalars(tmp_path / "run")[-1]["skipped_steps"] == 1
     state = final_state(tmp_path / "run")
     values = [value for part in ("model", "ema") for value in state[part].values()]

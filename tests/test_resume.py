@@ -131,6 +131,20 @@ def drain(terminal):
     os.close(terminal)
 
 
+def test_ctrl_c_reaches_the_data_workers_too_and_the_run_is_saved(tmp_path):
+    """A terminal sends it to every process of the job, whose data workers must not die of it."""
+    whole = command(tmp_path, iters=100_000, options=["train_dataloader.num_workers=2"])
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    how |= dict(start_new_session=True, preexec_fn=from_a_terminal)
+    process = subprocess.Popen(whole, env=environment(), **how)
+    wait_for_iteration(tmp_path, 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, out
+    assert "SIGINT at iteration" in out and "Traceback" not in out
+    assert final_state(tmp_path)["data"]["iteration"] == scalars(tmp_path)[-1]["iteration"]
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     options = [f"hooks.samples.{key}=64" for key in ("steps", "columns")]
     options += ["hooks.samples.interval=2"]  # a long grid is drawn after the second step
@@ -361,6 +375,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint_to_continue(saved_run):
     state = final_state(saved_run)
     name = next(iter(state["model"]))
     state["model"][name] = torch.full_like(state["model"][name], float("nan"))
+    del state["meta"]["finite"]
     checkpoint.save(state, saved_run / "checkpoints" / "iter_000000005.pth")
     done = train(saved_run, "--resume", iters=3)
     assert f"not finite (model: {name})" in done.stdout

@@ -235,8 +235,14 @@ def _floats(weights: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_finite(path: Path, state: Mapping[str, Any]) -> None:
-    """Check the weights of a checkpoint. Raises DamagedCheckpoint if they are not finite."""
-    name = not_finite(state)
+    """Check the weights of a checkpoint, unless that was done when it was saved.
+
+    Raises:
+        DamagedCheckpoint: If they are not finite.
+    """
+    meta = state.get("meta")
+    checked = isinstance(meta, Mapping) and meta.get("finite") is True  # absent before 0.2
+    name = None if checked else not_finite(state)
     if name is not None:
         raise DamagedCheckpoint(f"{path} holds weights that are not finite ({name}).")
 

@@ -136,15 +136,16 @@ class AlignmentRunner(Runner, Run):
         left = processes.on_first(lambda: lock.take(work_dir))
         try:
             continues = open_work_dir(work_dir, processes, resume=resume, left=left)
+            fingerprint = dataset.fingerprint()
             saved = None
             if continues:
                 saved = SavedRun.find(
-                    work_dir, cfg, dataset, processes, accept_changed_data=accept_changed_data
+                    work_dir, cfg, fingerprint, processes, accept_changed_data=accept_changed_data
                 )
             net.to(device)
             net.parts.to(device)
             runner = cls(cfg=cfg, net=net, processes=processes, seed=seed)
-            runner._attach_trainer(dataset, batch, saved)
+            runner._attach_trainer(dataset, batch, saved, fingerprint)
         except BaseException:
             lock.release(work_dir)
             raise
@@ -157,6 +158,7 @@ class AlignmentRunner(Runner, Run):
         self.net = net
         self.parts = net.parts
         self.processes = processes
+        self.run_seed = seed  # of every rank; mmengine's `seed` has the rank added to it
         self.checkpoints = {**CHECKPOINTS, **(cfg.get("checkpoints") or {})}
         self._hook_iteration = 0
         self.own_hooks = build_hooks(cfg)
@@ -177,20 +179,26 @@ class AlignmentRunner(Runner, Run):
             cfg=Config(to_plain(cfg)),
         )
 
-    def _attach_trainer(self, dataset: Dataset, batch: int, saved: "SavedRun | None") -> None:
-        """Build the loader, the optimiser and the trainer, and restore the saved state."""
+    def _attach_trainer(
+        self,
+        dataset: Dataset,
+        batch: int,
+        saved: "SavedRun | None",
+        fingerprint: Mapping[str, Any],
+    ) -> None:
+        """Build the loader, the optimiser and the trainer, which will restore the saved state."""
         cfg, processes = self.settings, self.processes
         wrapper = {key: value for key, value in cfg["optim_wrapper"].items() if key != "optimizer"}
         optimiser = Optimiser(optimizer=self.optim_wrapper.optimizer, **wrapper)
         options = TrainOptions(
             **cfg["train_cfg"],
-            seed=self.seed,
+            seed=self.run_seed,
             global_batch_size=cfg["train_dataloader"]["global_batch_size"],
         )
         loader = CursorLoader(
             dataset=dataset,
             batch=batch,
-            seed=self.seed,
+            seed=self.run_seed,
             rank=processes.rank,
             world=processes.world,
             start=saved.state["data"]["consumed"] if saved else 0,
@@ -210,7 +218,7 @@ class AlignmentRunner(Runner, Run):
         self.param_schedulers = self.trainer.schedulers
         self._train_loop = TrainerLoop(self, self.trainer)
         self.run_log = RunLog(Path(self.work_dir))
-        self._fingerprint = dataset.fingerprint()
+        self._fingerprint = fingerprint
         self._saved = saved
         self._saved_at = -1
 
@@ -425,8 +433,9 @@ class AlignmentRunner(Runner, Run):
             "meta": {
                 "iteration": trainer.iteration,
                 "config": to_plain(self.settings),
-                "seed": self.seed,
+                "seed": self.run_seed,
                 "dataset": self._fingerprint,
+                "finite": True,  # or it is not written
             },
         }
 
@@ -515,7 +524,7 @@ class SavedRun:
         cls,
         work_dir: Path,
         cfg: Mapping[str, Any],
-        dataset: Dataset,
+        fingerprint: Mapping[str, Any],
         processes: Processes,
         *,
         accept_changed_data: bool,
@@ -528,7 +537,7 @@ class SavedRun:
         path = processes.on_first(lambda: resume.find_resumable(work_dir))
         state = checkpoint.load(path)
         before = state["meta"].get("dataset")
-        resume.check_data(path, before, dataset.fingerprint(), accept=accept_changed_data)
+        resume.check_data(path, before, fingerprint, accept=accept_changed_data)
         changed = resume.changes(state["meta"]["config"], to_plain(cfg))
         world = len(state["rng"])
         if world != processes.world:
