@@ -225,6 +225,7 @@ TRAIN = {  # what the message must hold -> command line after the config
     "the config has no 'modle'": ["--cfg-options", "modle.x=5"],
     "model has no option ''": ["--cfg-options", "model.=5"],
     "launcher: 'foo'": ["--cfg-options", "launcher=foo"],
+    "custom_imports: .*no_such": ["--cfg-options", "custom_imports=dict(imports='no_such')"],
     "invalid choice: 'foo'": ["--launcher", "foo"],
     "invalid int value": ["--max-iters", "many"],
     "no config": ["--cfg-options", "model.ema=2", "no_such_config"],

@@ -28,7 +28,15 @@ from ..registry import validation as valid
 from ..registry.registry import parameters
 from ..registry.validation import boolean, choice, integer, positive_int
 from .assembly import build_model, with_defaults
-from .config_file import KEYS, NEEDED, check_dict, check_section, load, set_option
+from .config_file import (
+    KEYS,
+    NEEDED,
+    check_dict,
+    check_section,
+    import_custom_modules,
+    load,
+    set_option,
+)
 from .denoiser import AlignedDenoiser
 from .distributed import LAUNCHERS
 from .hooks import SampleGrids
@@ -36,7 +44,7 @@ from .optimiser import Optimiser
 from .runner import CHECKPOINTS, batch_per_process
 from .trainer import TrainOptions
 
-__all__ = ["check_config", "check_keys", "load", "set_option"]
+__all__ = ["check_config", "check_keys", "import_custom_modules", "load", "set_option"]
 
 DATALOADER = ("dataset", "global_batch_size", "num_workers")
 TRAIN_CFG = ("max_iters", "log_interval")
@@ -239,7 +247,6 @@ def check_config(cfg: Mapping[str, Any]) -> AlignedDenoiser:
     """
     check_keys(cfg)
     check_data(cfg)
-    check_training(cfg)
     check_visualizer(cfg.get("visualizer"))
     hooks = {
         name: build(HOOKS, hook, where=f"hooks.{name}")
@@ -251,4 +258,5 @@ def check_config(cfg: Mapping[str, Any]) -> AlignedDenoiser:
     for name, hook in hooks.items():
         if isinstance(hook, SampleGrids):
             hook.check(net, where=f"hooks.{name}")
+    check_training(cfg)  # last: the first step of an optimiser imports a second's worth of torch
     return net

@@ -99,7 +99,7 @@ def place_of(error: Exception, path: Path) -> str:
     return f"{own[-1].filename}: line {own[-1].lineno}" if own else str(path)
 
 
-def import_custom_modules(custom: Any, path: Path) -> None:
+def import_custom_modules(custom: Any, path: Path | str) -> None:
     """Import the modules of `custom_imports=dict(imports=[...])`. Raises ConfigError."""
     if custom is None:
         return
