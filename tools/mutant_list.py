@@ -242,7 +242,7 @@ ENGINE = (
         "sample-grids-of-raw-weights",
         HOOKS,
         "backbone=net.parts.ema.backbone",
-        "backbone=runner.net.backbone",
+        "backbone=net.backbone",
         FORMULAS,
     ),
     Mutant(

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..engine import config as configs
 from ..engine.inference import load_generator
 from ..engine.pictures import save_grid, save_npz, save_pngs
-from ..registry import GUIDANCES, SAMPLERS, UserError, build, check
+from ..registry import SAMPLERS, UserError, check
 from ..registry.precision import DTYPES
 from ..registry.validation import integer, positive_int
 from ..sampling.generator import Generator
+from ..sampling.guidance import ClassifierFreeGuidance
 from .common import make_parser, refuse_empty, report_mistake
 
 MOST_COLUMNS = 16  # samples of one class that make a row of a grid
@@ -121,13 +122,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--out: must end in .png or .npz, or be a folder; got {args.out!r}.")
     if args.sampler is not None:
         check(SAMPLERS, {"type": args.sampler}, where="--sampler")
-    guidance = {
-        "scale": args.cfg_scale,
-        "interval": list(args.cfg_interval),
-        "channels": args.cfg_channels,
-        "cls_scale": args.cls_cfg_scale,
-    }
-    build(GUIDANCES, {"type": "classifier-free", **guidance})
+    ClassifierFreeGuidance(
+        scale=args.cfg_scale,
+        interval=args.cfg_interval,
+        channels=args.cfg_channels,
+        cls_scale=args.cls_cfg_scale,
+    )
 
 
 def wanted_conditions(args: argparse.Namespace, generator: Generator) -> list[Any]:

@@ -133,6 +133,7 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
         cfg["randomness"] = {**(cfg.get("randomness") or {}), "seed": args.seed}
     for option in args.cfg_options:
         configs.set_option(cfg, option)
+    configs.import_custom_modules(cfg.get("custom_imports"), path)
     configs.check_keys(cfg)
     cfg["launcher"] = args.launcher
     name = Path(path).stem + ("_demo" if args.demo else "")

@@ -5,7 +5,6 @@ SARA's full text could not be read: the weights, the warm-up and the critic foll
 re-implementation and are unverified."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +126,7 @@ class AdversarialLoss(PairLoss):
         warmup: int = 500,
         every: int = 5,
         lr: float = 2e-4,
-        betas: Sequence[float] = (0.5, 0.999),
+        betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__(dim=dim)
         width = valid.positive_int("width", width)
@@ -135,7 +134,7 @@ class AdversarialLoss(PairLoss):
         self.every = valid.positive_int("every", every)
         self.optimizer_options = {
             "lr": valid.positive("lr", lr),
-            "betas": tuple(betas),
+            "betas": tuple(valid.probability("betas", beta) for beta in betas),
             "weight_decay": 0.0,
         }
         self.critic = Critic(dim=dim, width=width)

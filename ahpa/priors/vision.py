@@ -19,7 +19,15 @@ from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Backbone, Clean, CleanPrior, Features, Geometry, LevelSpec
 from ..registry.hub import hub_file
 from ..registry.precision import dtype_of, full_precision
-from ..registry.validation import block_number, boolean, choice, is_integer, number, positive
+from ..registry.validation import (
+    block_number,
+    boolean,
+    choice,
+    integer,
+    is_integer,
+    number,
+    positive,
+)
 from ..registry.weight_files import read_contents
 from .vision_files import HINT, TIMM_FILES, bundled, first_line, unset_parameters, weights_file
 
@@ -347,7 +355,7 @@ class TimmEncoder(VisionEncoder):
         )
         self.model = model
         self.weights = weights
-        self.seed = seed
+        self.seed = integer("seed", seed)
         self.options = create
         self.kind = type(network)
 

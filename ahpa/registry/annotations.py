@@ -23,6 +23,7 @@ SCALARS: dict[Any, tuple[Callable[[Any], bool], str]] = {  # annotation -> check
     None: (lambda value: value is None, "None"),
     types.NoneType: (lambda value: value is None, "None"),
 }
+PLURALS = {int: "integers", float: "finite numbers", str: "texts", Path: "paths"}
 UNIONS = (Union, types.UnionType)
 
 
@@ -140,7 +141,9 @@ def describe(annotation: Any) -> str:
         if kind is tuple and arguments and arguments[-1] is not Ellipsis:
             parts = ", ".join(map(describe, arguments))
             return f"a list of {len(arguments)} ({parts})"
-        return f"a list (of {describe(arguments[0])} each)" if arguments else "a list"
+        if not arguments or says_nothing(arguments[0]):
+            return "a list"
+        return f"a list of {PLURALS.get(arguments[0]) or f'parts, each {describe(arguments[0])}'}"
     if issubclass(kind, Mapping):
         of_keys, of_values = arguments or (Any, Any)
         if says_nothing(of_values):

@@ -496,7 +496,7 @@ SIZES = dict(input_size=8, in_channels=4)
         (PATHS, dict(type="BentCosinePath", exponent=0), {}, "above 0, got 0"),
         (FLOWS, dict(type="StratifiedFlow", path=dict(type="DiscretePath")), GEOMETRY, "velocity"),
         (CONDITIONERS, dict(type="PerClassDropout", overrides=[(10, 0.5)]), GEOMETRY, "0..9"),
-        (CONDITIONERS, dict(type="PerClassDropout", overrides=3), GEOMETRY, "must be pairs.* 3"),
+        (CONDITIONERS, dict(type="PerClassDropout", overrides=3), GEOMETRY, "must be a list.* 3"),
         (SCHEDULES, dict(type="WarmUpHold", spike=0.5), {}, "at least 1, got 0.5"),
         (PAIR_LOSSES, dict(type="HuberCosineLoss", delta=-1), dict(dim=4), "got -1"),
         (HOOKS, dict(type="TokenNorms", intervall=5), {}, "did you mean 'interval'"),
@@ -514,7 +514,7 @@ def test_wrong_options(registry, cfg, derived, message):
         (dict(blocks=[]), "blocks: must be a list of different blocks"),
         (dict(source="priro"), "no prior is called 'priro'; did you mean 'prior'"),
         (dict(router=dict(type="BumpRooter")), r"main\.router\.type.*did you mean 'BumpRouter'"),
-        (dict(weight=-1), r"model\.alignments\.main\.weight: value: .*at least 0, got -1"),
+        (dict(weight=-1), r"model\.alignments\.main\.weight\.value: .*at least 0, got -1"),
     ],
 )
 def test_wrong_alignments(options, message):
