@@ -16,6 +16,7 @@ from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
 from ..registry.contracts import Dataset
+from ..registry.errors import printable
 from ..registry.locations import find_config
 from . import demo
 from .common import make_parser, mistakes_in_one_line
@@ -137,7 +138,7 @@ def make_runner(cfg: dict[str, Any], *, resume: bool, fit_classes: bool) -> "Ali
     logger.info("ahpa: %s", cost_report(runner.net, short=True))
     logger.info("data: %s", describe(runner.trainer.dataset))
     for note in runner.trainer.dataset.notes:
-        logger.info("note: %s", note)
+        logger.info("note: %s", printable(note))
     device, world = runner.trainer.optimiser.device, runner.processes.world
     logger.info("work dir: %s  device: %s  processes: %d", cfg["work_dir"], device, world)
     return runner
@@ -148,7 +149,8 @@ def describe(dataset: Dataset) -> str:
     count = f"{len(dataset)} images"
     if dataset.classes is None:
         return count
-    shown = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
+    named = ", ".join(printable(name) for name in dataset.classes[:10])
+    shown = named + (", ..." if len(dataset.classes) > 10 else "")
     return f"{count}, {len(dataset.classes)} classes ({shown})"
 
 
