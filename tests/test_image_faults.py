@@ -21,11 +21,14 @@ import pytest
 import torch
 from PIL import Image
 from support.runs import ROOT, TINY, call, environment, final_state, scalars, stable
+from test_distributed import TORCHRUN, wait_until_gone, workers_of
 
 from ahpa.data.images import PASSING
 from ahpa.data.sampler import CursorLoader
 from ahpa.data.transforms import to_rgb
+from ahpa.engine.inference import load_generator
 from ahpa.engine.run_log import LeftOut, start_logging
+from ahpa.interop.publish import publish
 from ahpa.registry import DATASETS, UserError, build
 
 CONFIG = ROOT / "configs" / "sit-b.py"
@@ -142,6 +145,40 @@ def test_a_killed_worker_ends_the_run_saved_and_it_resumes_exactly(tmp_path):
     assert call("train", *arguments(data, run, "--resume", iters=done + 3)).returncode == 0
     assert call("train", *arguments(data, tmp_path / "whole", iters=done + 3)).returncode == 0
     assert stable(run) == stable(tmp_path / "whole")
+
+
+def test_a_worker_of_one_rank_ends_all_ranks_saved(tmp_path):
+    """Two gloo processes; a data worker of the second is killed. Both save together and end."""
+    data, run = make_set(tmp_path / "data", count=12), tmp_path / "run"
+    more = ("--launcher", "pytorch")
+    whole = [str(part) for part in arguments(data, run, *more, workers=1, iters=10_000)]
+    process = subprocess.Popen(
+        [*TORCHRUN, "tools/train.py", *whole],
+        env=environment(),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    wait_for_steps(run, process)
+    ranks = workers_of(process)
+    second = next(pid for pid in ranks if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    (worker,) = [pid for pid in children_of(second) if is_data_worker(pid, second)]
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=180)
+    wait_until_gone(ranks)
+    assert f"error: a process that reads data died (DataLoader worker (pid(s) {worker})" in errors
+    assert final_state(run)["meta"]["iteration"] == scalars(run)[-1]["iteration"] > 0
+
+
+def test_odd_names_of_classes_are_kept(tmp_path):
+    """A name that is no text of any encoding, and one with a line break."""
+    data, run = make_set(tmp_path / "data", (os.fsdecode(b"\xff\xfe"), "a\nb")), tmp_path / "run"
+    done = call("train", *arguments(data, run, workers=0, iters=2))
+    assert done.returncode == 0 and "Error" not in done.stdout + done.stderr, done.stderr
+    assert load_generator(run).classes == ("a\nb", os.fsdecode(b"\xff\xfe"))
+    publish(run, tmp_path / "folder")
+    assert load_generator(tmp_path / "folder").classes == load_generator(run).classes
 
 
 # ---- what is put aside ----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ..engine.run_log import start_logging
 from ..engine.weights import with_autoencoder
 from ..registry import signals
 from ..registry.contracts import Dataset
+from ..registry.errors import printable
 from ..registry.locations import find_config
 from . import demo
 from .common import make_parser, mistakes_in_one_line, refuse_empty
@@ -174,7 +175,7 @@ def make_runner(
     logger.info("ahpa: %s", cost_report(runner.net, short=True))
     logger.info("data: %s", describe(runner.trainer.dataset))
     for note in runner.trainer.dataset.notes:
-        logger.info("note: %s", note)
+        logger.info("note: %s", printable(note))
     device, world = runner.trainer.optimiser.device, runner.processes.world
     logger.info("work dir: %s  device: %s  processes: %d", cfg["work_dir"], device, world)
     return runner
@@ -185,7 +186,8 @@ def describe(dataset: Dataset) -> str:
     count = f"{len(dataset)} images"
     if dataset.classes is None:
         return count
-    shown = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
+    named = ", ".join(printable(name) for name in dataset.classes[:10])
+    shown = named + (", ..." if len(dataset.classes) > 10 else "")
     return f"{count}, {len(dataset.classes)} classes ({shown})"
 
 

@@ -150,12 +150,11 @@ class CursorLoader(DataLoader):
         Raises:
             UserError: While iterating, if the data cannot be read or a worker process died.
         """
-        main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGCHLD)
         batches = super().__iter__()
         # torch's own handler raises in the middle of a step when a worker dies, which would leave
         # half a step; without it the next batch tells of it within seconds.
-        if main:
+        if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
         return self._checked(batches)
 
