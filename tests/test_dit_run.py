@@ -89,7 +89,7 @@ def test_mistakes_at_the_command_line(run, arguments, messages):
     ("option", "message"),
     [
         ("hooks.samples.sampler=euler", "'euler' does not fit the DiscreteFlow"),
-        ("hooks.samples.cfg_channels=9", "got 9"),
+        ("hooks.samples.cfg_channels=9", "9 exceeds"),
         ("model.flow_loss.vlb_weight=-1", "vlb_weight"),
         ("model.backbone.learn_sigma=False", "learn_sigma=True"),
     ],
