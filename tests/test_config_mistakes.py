@@ -383,9 +383,7 @@ def test_what_only_the_checkpoint_can_tell(tmp_path):
     """The latent has 4 channels, and this flow provides a velocity: told before the first batch."""
     train(tmp_path, iters=1, options=["hooks.samples=None"])
     out = ["--demo", "--out", tmp_path / "out.png"]
-    one_line(
-        call("sample", tmp_path, *out, "--cfg-channels", "9"), "cfg_channels: 9 is not in 1..4"
-    )
+    one_line(call("sample", tmp_path, *out, "--cfg-channels", "9"), "cfg_channels: 9 exceeds")
     one_line(call("sample", tmp_path, *out, "--sampler", "ddpm"), "'ddpm' does not fit the")
     assert not (tmp_path / "out.png").exists()
 
@@ -394,7 +392,7 @@ def test_what_only_the_checkpoint_can_tell(tmp_path):
     ("tool", "given", "message"),
     [
         ("train", ["configs/ahpa_sit-b.py", "--cfg-options", f"{B}.depth=six"], f"{B}.depth"),
-        ("train", ["configs/ahpa_sit-b.py", "--cfg-options", f"{S}.cfg_channels=9"], "1..4"),
+        ("train", ["configs/ahpa_sit-b.py", "--cfg-options", f"{S}.cfg_channels=9"], "at most 4"),
         ("train", ["configs", "--demo"], "this is a folder"),
         ("sample", ["none.pth", "--batch", "0"], "--batch"),
     ],
@@ -548,7 +546,7 @@ def test_a_bug_in_a_component_keeps_its_traceback(options):
         (1, Literal[1, 2], True),
         (True, Literal[1, 2], False),
         ("x", Annotated[int, "anything"], True),
-        (object(), Any, True),
+        pytest.param(object(), Any, True, id="object-Any"),
         ("cpu", type, False),
     ],
     ids=str,

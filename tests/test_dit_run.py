@@ -93,11 +93,8 @@ def test_mistakes_at_the_command_line(run, arguments, messages):
     ("option", "message"),
     [
         ("hooks.samples.sampler=euler", "'euler' does not fit the DiscreteFlow"),
-        ("hooks.samples.cfg_channels=9", "got 9"),
-        (
-            "hooks.samples.cls_cfg_scale=2.3",
-            "SampleGrids.cls_cfg_scale: the backbone has no stream",
-        ),
+        ("hooks.samples.cfg_channels=9", "9 exceeds"),
+        ("hooks.samples.cls_cfg_scale=2.3", "cls_cfg_scale: the backbone has no stream"),
         ("model.flow_loss.vlb_weight=-1", "vlb_weight"),
         ("model.backbone.learn_sigma=False", "learn_sigma=True"),
     ],

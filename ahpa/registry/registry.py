@@ -107,7 +107,7 @@ def check(
     where: str = "",
     derived: tuple[str, ...] = (),
 ) -> Any:
-    """Check a component's type, its options' names and their types, without building it.
+    """Check a component's type, and its options' names and types, without building it.
 
     Args:
         registry: The registry of its kind.
@@ -122,6 +122,19 @@ def check(
         ConfigError: For an unknown type or option, a derived or a missing option, or a value that
             does not fit the constructor's annotation.
     """
+    component = check_names(registry, cfg, where=where, derived=derived)
+    check_types(component, cfg, where)
+    return component
+
+
+def check_names(
+    registry: ComponentRegistry,
+    cfg: Any,
+    *,
+    where: str = "",
+    derived: tuple[str, ...] = (),
+) -> Any:
+    """Check a component's type and its options' names; see `check`."""
     place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping) or "type" not in cfg:
         raise ConfigError(f"{place}a {registry.name} must be a dict with a 'type', got {cfg!r}.")
@@ -132,16 +145,14 @@ def check(
         place = f"{where}.type: " if where else ""
         raise ConfigError(f"{place}{error}") from None
     known, accepts_any = parameters(component)
-    for key, value in cfg.items():
+    for key in cfg:
         if key == "type":
             continue
         if key in derived:
             raise ConfigError(
                 f"{place}{key!r} follows from the other parts; remove it from the config."
             )
-        if key in known:
-            check_option(f"{where}.{key}".lstrip("."), value, known[key])
-        elif not accepts_any:
+        if key not in known and not accepts_any:
             valid = [option for option in known if option not in derived]
             raise ConfigError(f"{place}{name} has no option {key!r}{nearest(key, valid)}")
     for option, parameter in known.items():
@@ -149,6 +160,14 @@ def check(
         if required and option not in cfg and option not in derived:
             raise ConfigError(f"{place}{name} needs the option {option!r}.")
     return component
+
+
+def check_types(component: Any, options: Mapping[str, Any], where: str) -> None:
+    """Check options against the annotations. Raises ConfigError for the first that does not fit."""
+    known, _ = parameters(component)
+    for name, value in options.items():
+        if name in known and name != "type":
+            check_option(f"{where}.{name}".lstrip("."), value, known[name])
 
 
 def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: Any) -> Any:
@@ -161,10 +180,11 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
         derived: Constructor arguments that follow from the other parts.
 
     Raises:
-        ConfigError: For a mistake in `cfg`. A ValueError of the constructor becomes one, and so
-            does a TypeError if an option has no annotation to check it by. Anything else that a
-            component raises is a bug in it and keeps its traceback; but the classes of mmengine
-            and torch check their options by any kind of exception.
+        ConfigError: For a mistake in `cfg`. For an option of a wrong type it is the constructor's
+            own, which knows the range, or else that of the annotation. A ValueError of the
+            constructor becomes one, and so does a TypeError if an option has no annotation to check
+            it by. Anything else that a component raises is a bug in it and keeps its traceback; but
+            the classes of mmengine and torch check their options by any kind of exception.
     """
     place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping):
@@ -173,12 +193,25 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
                 f"{place}a {registry.name} must be a dict with a 'type', got {cfg!r}."
             )
         return cfg
-    component = check(registry, cfg, where=where, derived=tuple(derived))
+    component = check_names(registry, cfg, where=where, derived=tuple(derived))
     options = {key: value for key, value in cfg.items() if key != "type"}
+    foreign = component.__module__.partition(".")[0] in FOREIGN
+    mistake: ConfigError | None = None
     try:
-        return component(**options, **derived)
+        check_types(component, options, where)
+    except ConfigError as error:
+        if foreign:
+            raise
+        mistake = error
+    try:
+        built = component(**options, **derived)
+        if mistake:
+            raise mistake
+        return built
     except Exception as error:
-        if component.__module__.partition(".")[0] in FOREIGN:
+        if mistake and not isinstance(error, ConfigError):
+            raise mistake from None
+        if foreign:
             unclear = list(options)
         elif isinstance(error, ValueError):
             if isinstance(error, ConfigError) and where and str(error).startswith(where):

@@ -146,9 +146,10 @@ class Generator:
         """
         self.sampler(sampler)
         latent = self.backbone.streams["image"][0]
-        if cfg_channels is not None and not 1 <= cfg_channels <= latent:
+        if cfg_channels is not None and cfg_channels > latent:
             raise UserError(
-                f"cfg_channels: {cfg_channels} is not in 1..{latent}, the latent's channels."
+                f"cfg_channels: {cfg_channels} exceeds the latent's {latent} channels; at most "
+                f"{latent}."
             )
         if cls_cfg_scale is not None and len(self.backbone.streams) == 1:
             raise UserError("cls_cfg_scale: the backbone has no stream beside the image.")

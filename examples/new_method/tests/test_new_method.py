@@ -496,7 +496,7 @@ SIZES = dict(input_size=8, in_channels=4)
         (PATHS, dict(type="BentCosinePath", exponent=0), {}, "above 0, got 0"),
         (FLOWS, dict(type="StratifiedFlow", path=dict(type="DiscretePath")), GEOMETRY, "velocity"),
         (CONDITIONERS, dict(type="PerClassDropout", overrides=[(10, 0.5)]), GEOMETRY, "0..9"),
-        (CONDITIONERS, dict(type="PerClassDropout", overrides=3), GEOMETRY, "must be a list.* 3"),
+        (CONDITIONERS, dict(type="PerClassDropout", overrides=3), GEOMETRY, "must be pairs.* 3"),
         (SCHEDULES, dict(type="WarmUpHold", spike=0.5), {}, "at least 1, got 0.5"),
         (PAIR_LOSSES, dict(type="HuberCosineLoss", delta=-1), dict(dim=4), "got -1"),
         (HOOKS, dict(type="TokenNorms", intervall=5), {}, "did you mean 'interval'"),
