@@ -302,7 +302,8 @@ class Generator:
         channels = self.backbone.streams["image"][0]
         if cfg_channels is not None and cfg_channels > channels:
             raise UserError(
-                f"cfg_channels: the latent has {channels} channels, got {cfg_channels}."
+                f"cfg_channels: {cfg_channels} exceeds the latent's {channels} channels; at most "
+                f"{channels}."
             )
         if guidance is not None:
             rule = build(GUIDANCES, guidance, where="guidance")
