@@ -1054,5 +1054,5 @@ def test_the_sizes_on_the_page_are_those_that_are_measured(name):
     size = ours[0].split("|")[3].replace(",", "")
     shown = [float(text) for text in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", size)]
     for what, value in wrong_numbers.EFFECTS[name]().items():
-        near = [v for v in shown if v == pytest.approx(value, rel=0.06, abs=0.006)]
+        near = [v for v in shown if v == pytest.approx(value, rel=0.06, abs=1e-4)]
         assert near, f"{name}: {what} is {value:.3g}, the page has {shown}"
