@@ -527,7 +527,8 @@ def accumulation() -> dict[str, float]:
         layer.zero_grad()
         for part in parts:
             (share * (layer(part) - part).square().mean()).backward()
-        return float(torch.nn.utils.get_total_norm([p.grad for p in layer.parameters()]))
+        gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     right, wrong = gradient(1 / 4), gradient(1.0)
     return {"gradient's norm, factor": wrong / right}
