@@ -30,6 +30,9 @@ def run(tmp_path_factory):
     return folder
 
 
+CAPTIONS = 4 * 6 + 8  # pixels of "moon" and "tree", the names of classes 3 and 7
+
+
 @pytest.mark.parametrize(
     "sampler",
     [(), ("--sampler", "ddpm"), ("--sampler", "ddim", "--cfg-channels", 3)],
@@ -39,14 +42,14 @@ def test_samples_from_a_checkpoint(run, tmp_path, sampler):
     out = tmp_path / "grid.png"
     wanted = ("--num", 4, "--classes", 3, 7, "--steps", 3, "--cfg-scale", 1.5)
     sample(run, *wanted, *sampler, "--out", out)
-    assert Image.open(out).size == (2 * 66 + 2, 2 * 66 + 2)
+    assert Image.open(out).size == (CAPTIONS + 2 * 66 + 2, 2 * 66 + 2)
 
 
 def test_the_command_itself(run, tmp_path):
     out = tmp_path / "grid.png"
     done = tool("sample", run, "--num", 4, "--classes", 3, 7, "--steps", 2, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert Image.open(out).size == (2 * 66 + 2, 2 * 66 + 2)
+    assert Image.open(out).size == (CAPTIONS + 2 * 66 + 2, 2 * 66 + 2)
 
 
 def test_ddpm_and_ddim_and_the_guided_channels_differ(run):

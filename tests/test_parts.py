@@ -27,7 +27,7 @@ ALIGNED = {"main": {"tap": 1, "source": "mine", "router": GROUP}}
 class CarelessPrior(CleanPrior):
     """Keeps its network as a plain attribute and forgets torch.no_grad."""
 
-    def __init__(self, *, geometry, channels: int = 8, declared: int = 8, fill: float = 0.0):
+    def __init__(self, *, geometry, channels: int = 8, declared: int = 8, fill=0.0):
         super().__init__(geometry=geometry)
         self.network = nn.Conv2d(3, channels, 16, stride=16)
         self.levels = {"own": LevelSpec(declared, 16)}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import GUIDANCES, SAMPLERS, UserError, build, nearest
+from ..registry import GUIDANCES, SAMPLERS, ConfigError, UserError, build, nearest
 from ..registry.contracts import (
     Backbone,
     Conditioner,
@@ -141,18 +141,18 @@ class Generator:
             cls_cfg_scale: See `batches`.
 
         Raises:
-            UserError: If the sampler does not fit the flow, the latent has fewer channels, or there
-                is no stream beside the image.
+            ConfigError: If the sampler does not fit the flow, the latent has fewer channels, or
+                there is no stream beside the image.
         """
         self.sampler(sampler)
         latent = self.backbone.streams["image"][0]
         if cfg_channels is not None and cfg_channels > latent:
-            raise UserError(
+            raise ConfigError(
                 f"cfg_channels: {cfg_channels} exceeds the latent's {latent} channels; at most "
                 f"{latent}."
             )
         if cls_cfg_scale is not None and len(self.backbone.streams) == 1:
-            raise UserError("cls_cfg_scale: the backbone has no stream beside the image.")
+            raise ConfigError("cls_cfg_scale: the backbone has no stream beside the image.")
 
     def class_number(self, name: str) -> int:
         """Return the number of a class by its name, or by its number as a text, "3" or "#3".
@@ -340,7 +340,6 @@ class Generator:
         positive_int("steps", steps)
         integer("first", first)
         integer("seed", seed, least=-LARGEST_SEED, most=LARGEST_SEED)
-        self.check(sampler, cfg_channels, cls_cfg_scale)
         integrator = self.sampler(sampler)
         rule: Guidance = ClassifierFreeGuidance(
             scale=cfg_scale,
@@ -348,6 +347,7 @@ class Generator:
             channels=cfg_channels,
             cls_scale=cls_cfg_scale,
         )
+        self.check(sampler, cfg_channels, cls_cfg_scale)
         if guidance is not None:
             rule = build(GUIDANCES, guidance, where="guidance")
         count = len(wanted)
