@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine import config as configs
+from ..engine import lock
 from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prepare(arguments).train()
     finally:
         signals.restore()
+        lock.release_all()
     return 0
 
 
