@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine import config as configs
+from ..engine import lock
 from ..engine.distributed import LAUNCHERS
 from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prepare(arguments).train()
     finally:
         signals.restore()
+        lock.release_all()
     return 0
 
 

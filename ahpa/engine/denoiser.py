@@ -34,9 +34,9 @@ class AlignedDenoiser(nn.Module):
         flow: Noises a batch.
         flow_loss: Compares the prediction with its target.
         alignments: {name: alignment}.
-        token_routing: Chooses the tokens that skip a stretch of blocks in training; None for none.
         parts: The frozen parts. They are referred to and not registered, so they are in neither
             `parameters()` nor `state_dict()`.
+        token_routing: Chooses the tokens that skip a stretch of blocks in training; None for none.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class AlignedDenoiser(nn.Module):
         flow: Flow,
         flow_loss: FlowLoss,
         alignments: Mapping[str, Alignment],
-        token_routing: TokenRouting | None,
         parts: Parts,
+        token_routing: TokenRouting | None = None,
     ) -> None:
         super().__init__()
         self.geometry = geometry

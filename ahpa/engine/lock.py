@@ -54,7 +54,6 @@ def take(work_dir: Path) -> dict[str, Any] | None:
             f"({error.filename or path}); {remedy(error)} or choose another --work-dir."
         ) from error
     _held[path] = descriptor
-    atexit.register(release, work_dir)
     return left
 
 
@@ -68,6 +67,13 @@ def release(work_dir: Path) -> None:
     with suppress(OSError):
         path.unlink()
     os.close(descriptor)
+
+
+@atexit.register
+def release_all() -> None:
+    """Give back every lock that this process holds, as after a run that failed."""
+    for path in list(_held):
+        release(path.parent)
 
 
 def _open_locked(path: Path) -> int:

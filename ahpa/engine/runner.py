@@ -261,7 +261,10 @@ class AlignmentRunner(Runner, Run):
 
     def train(self) -> nn.Module:
         """Train to the end and return the model."""
-        self.trainer.train()
+        try:
+            self.trainer.train()
+        finally:
+            lock.release(Path(self.work_dir))
         return self.model
 
     @property
