@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import GUIDANCES, SAMPLERS, UserError, build, nearest
+from ..registry import GUIDANCES, SAMPLERS, ConfigError, UserError, build, nearest
 from ..registry.contracts import (
     Backbone,
     Conditioner,
@@ -301,7 +301,7 @@ class Generator:
         )
         channels = self.backbone.streams["image"][0]
         if cfg_channels is not None and cfg_channels > channels:
-            raise UserError(
+            raise ConfigError(
                 f"cfg_channels: {cfg_channels} exceeds the latent's {channels} channels; at most "
                 f"{channels}."
             )
