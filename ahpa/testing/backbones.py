@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -73,9 +74,10 @@ def check_backbone(
     for wrong in (Tap(model.depth + 1), Tap(0), Tap(1, "nothing")):
         _check_refused(model, inputs, wrong)
     _check_time_per_token(model, inputs, bare)
-    if "route" in model.plan_kinds:
+    several = model.grid[0] * model.grid[1] > 1
+    if "route" in model.plan_kinds and several and model.depth > 1:
         _check_route(model, inputs, bare)
-    if "groups" in model.plan_kinds and not model.prefix:
+    if "groups" in model.plan_kinds and several and not model.prefix:
         _check_groups(model, inputs, bare)
     _check_training(model, inputs)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -172,23 +174,29 @@ def _check_time_per_token(model: Backbone, inputs: Inputs, bare: BackboneOutput)
         assert close, f"pred[{name!r}]: equal times per token differ from one time per sample"
 
 
-def _route(model: Backbone, batch: int, kept: int) -> TokenPlan:
-    """Return a route of `kept` other tokens in every image past the block before the last."""
+def _route(model: Backbone, batch: int, kept: int, block: int) -> TokenPlan:
+    """Return a route of `kept` other tokens in every image past a block."""
     count = model.grid[0] * model.grid[1]
     order = torch.arange(count).roll(1).expand(batch, count)
     ids = torch.stack([row.roll(3 * i)[:kept].sort().values for i, row in enumerate(order)])
-    block = model.depth - 1
     return TokenPlan(TokenRoute(ids, block, block))
+
+
+def _routed_block(model: Backbone, inputs: Inputs) -> int:
+    """Return the deepest block that tokens may skip; a backbone may refuse some."""
+    for block in range(model.depth - 1, 0, -1):
+        with suppress(ValueError):
+            model(*inputs, plan=_route(model, len(inputs.t), 1, block))
+            return block
+    raise AssertionError("plan_kinds: the backbone refuses a route past each of its blocks")
 
 
 def _check_route(model: Backbone, inputs: Inputs, bare: BackboneOutput) -> None:
     """A tap on the route holds the kept tokens; a route that nobody takes changes nothing."""
-    if model.depth < 3:
-        return
     count, batch = model.grid[0] * model.grid[1], len(inputs.t)
-    tap = Tap(model.depth - 1)
-    nobody = model(*inputs, plan=_route(model, batch, count))
-    half = _route(model, batch, count // 2)
+    tap = Tap(_routed_block(model, inputs))
+    nobody = model(*inputs, plan=_route(model, batch, count, tap.block))
+    half = _route(model, batch, count // 2, tap.block)
     out = model(*inputs, taps=frozenset({tap}), plan=half)
     wanted = (batch, model.prefix + count // 2, model.hidden_size)
     _assert_shape(f"{tap} on a route", out.taps[tap], wanted)
