@@ -109,6 +109,7 @@ class Optimiser:
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         zero = torch.zeros((), device=self.device)
         self.grad_norm = zero  # of the last step, before clipping
+        self.lr = self.optimizer.param_groups[0]["lr"]  # of the last step
         self.bad = zero  # 1 if the last step was skipped
         self.bad_losses = zero.expand(0)  # 1 for each of its micro-batches, here, with a bad loss
         self.bad_in_row = zero.clone()
@@ -136,6 +137,7 @@ class Optimiser:
     @torch.no_grad()
     def step(self) -> None:
         """Clip and apply the gradients unless something is not finite, then clear them."""
+        self.lr = self.optimizer.param_groups[0]["lr"]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         norms = [total_norm(parameters) for parameters in self.clipped]

@@ -392,7 +392,7 @@ class AlignmentRunner(Runner, Run):
         self.run_log.make_record(
             done,
             self.trainer.metrics.reduce(),
-            lr=float(optimiser.optimizer.param_groups[0]["lr"]),
+            lr=float(optimiser.lr),
             skipped=int(optimiser.bad_total),
             batch=self.trainer.options.global_batch_size,
         )
