@@ -543,7 +543,7 @@ class SavedRun:
         resume.check_data(path, before, fingerprint, accept=accept_changed_data)
         changed = resume.changes(state["meta"]["config"], to_plain(cfg))
         world = len(state["rng"])
-        if world != processes.world:
+        if world and world != processes.world:  # an imported run has none
             changed = {"number of processes": (world, processes.world), **changed}
         resume.check_resumable(path, changed, scheduled=bool(cfg.get("param_scheduler")))
         return cls(path, state, changed)
