@@ -422,7 +422,8 @@ def test_names_of_files(source):
     for action in (autoencoder, load_generator):
         refused(action, source)
     refused(read_state_dict, source, "the test")
-    refused(lambda: build(DATASETS, {"type": "ImageFolder", "root": source, "resolution": 16}))
+    if source != "/":  # a folder, which would be searched for pictures
+        refused(lambda: build(DATASETS, {"type": "ImageFolder", "root": source, "resolution": 16}))
 
 
 LDM = "decoder.up.{}.block.0.conv1.weight"
