@@ -165,7 +165,7 @@ WORDS = dict(image_id=1, caption="b")
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "is not JSON"),
+        ("{", "cannot be read"),
         ([], "not COCO's caption file"),
         (dict(images=[]), "'annotations'"),
         (dict(images=[], annotations=[]), "holds no captions"),

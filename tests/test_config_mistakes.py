@@ -394,7 +394,7 @@ def test_what_only_the_checkpoint_can_tell(tmp_path):
     [
         ("train", ["configs/ahpa_sit-b.py", "--cfg-options", f"{B}.depth=six"], f"{B}.depth"),
         ("train", ["configs/ahpa_sit-b.py", "--cfg-options", f"{S}.cfg_channels=9"], "at most 4"),
-        ("train", ["configs", "--demo"], "this is a folder"),
+        pytest.param("train", ["configs", "--demo"], "this is a folder", marks=pytest.mark.slow),
         ("sample", ["none.pth", "--batch", "0"], "--batch"),
     ],
 )

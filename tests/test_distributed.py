@@ -109,6 +109,7 @@ def test_sigterm_to_one_process_stops_both_at_one_boundary(tmp_path):
     assert final_state(tmp_path)["data"]["iteration"] == scalars(tmp_path)[-1]["iteration"] < 2000
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_saves_though_torchrun_itself_returns_1(tmp_path):
     """As docs/runs.md says: torchrun passes the signal on and reports it as a failure."""
     process = start(tmp_path, iters=100_000)

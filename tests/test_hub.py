@@ -54,6 +54,7 @@ def test_a_hub_id_is_downloaded_once_and_trains_as_the_same_files_do(hub, tmp_pa
     assert stable(tmp_path / "again") == stable(tmp_path / "bundled")
 
 
+@pytest.mark.slow
 def test_a_subfolder_of_a_hub_id(hub, tmp_path):
     pipeline = "dict(type='KLAutoencoder', source='someone/a-pipeline', subfolder='vae')"
     options = [f"model.tokenizer={pipeline}"]

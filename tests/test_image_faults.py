@@ -81,7 +81,7 @@ def test_an_error_in_a_worker_is_the_error_in_one_line(tmp_path, workers):
     assert "\n" not in message and "Traceback" not in message and "Caught" not in message
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_whose_data_fail_saves_and_ends_with_one_line(tmp_path, workers):
     """The pictures vanish while it runs: what was trained is saved, and can be continued."""
     data = make_set(tmp_path / "data", count=12)
@@ -147,6 +147,7 @@ def test_a_killed_worker_ends_the_run_saved_and_it_resumes_exactly(tmp_path):
     assert stable(run) == stable(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_worker_of_one_rank_ends_all_ranks_saved(tmp_path):
     """Two gloo processes; a data worker of the second is killed. Both save together and end."""
     data, run = make_set(tmp_path / "data", count=12), tmp_path / "run"
@@ -171,6 +172,7 @@ def test_a_worker_of_one_rank_ends_all_ranks_saved(tmp_path):
     assert final_state(run)["meta"]["iteration"] == scalars(run)[-1]["iteration"] > 0
 
 
+@pytest.mark.slow
 def test_odd_names_of_classes_are_kept(tmp_path):
     """A name that is no text of any encoding, and one with a line break."""
     data, run = make_set(tmp_path / "data", (os.fsdecode(b"\xff\xfe"), "a\nb")), tmp_path / "run"
@@ -219,6 +221,7 @@ def test_unreadable_files_are_counted_over_all_workers(tmp_path):
         list(itertools.islice(loader_of(folder(tmp_path), tell=lambda problems: None), 30))
 
 
+@pytest.mark.slow
 def test_a_class_without_a_readable_picture_does_not_end_a_run(tmp_path):
     data, run = make_set(tmp_path / "data", ("cat", "dog", "eel")), tmp_path / "run"
     for path in (data / "dog").iterdir():

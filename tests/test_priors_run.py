@@ -140,7 +140,7 @@ def test_a_later_block_of_the_student_is_a_target_without_gradient():
     ids=str,
 )
 def test_mistakes_name_the_prior(prior, word):
-    with pytest.raises(ConfigError, match=f"model.priors.own: .*{word}"):
+    with pytest.raises(ConfigError, match=f"model.priors.own.*{word}"):
         model(prior, "teacher")
 
 

@@ -80,7 +80,8 @@ def test_kill_9_then_resume_is_bit_identical(uninterrupted, tmp_path, at):
     assert_same_state(final_state(tmp_path), final_state(uninterrupted[0]))
 
 
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+SLOW = pytest.mark.slow
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=SLOW), signal.SIGINT]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -145,6 +146,7 @@ def test_ctrl_c_reaches_the_data_workers_too_and_the_run_is_saved(tmp_path):
     assert final_state(tmp_path)["data"]["iteration"] == scalars(tmp_path)[-1]["iteration"]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     options = [f"hooks.samples.{key}=64" for key in ("steps", "columns")]
     options += ["hooks.samples.interval=2"]  # a long grid is drawn after the second step

@@ -129,6 +129,7 @@ def test_reconstructs_drawn_shapes(vae):
     assert _psnr(images, _reconstruct(vae, images)) > PSNR["shapes"]
 
 
+@pytest.mark.slow
 def test_reconstructs_imagenet(vae):
     images = _real("imagenet256-sample.zip", 20, 50)
     assert images.shape == (50, 3, 256, 256)

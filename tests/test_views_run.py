@@ -132,7 +132,7 @@ def test_a_training_step_moves_every_part(backbone):
     [
         (dict(backbone={**DDT, "encoder_depth": 5}), r"1\.\.4"),
         (dict(alignments=dict(views={**VIEWS, "tap": 6})), r"1\.\.5"),
-        (dict(views=0), "model.flow: views"),
+        (dict(views=0), "model.flow.views"),
         (dict(alignments=dict(views={**VIEWS, "source": "vae"})), "source"),
         (dict(alignments=dict(views={**VIEWS, "criteria": {}})), "criteria"),
         (dict(views=1), "model.alignments.views: .*model.flow.views"),

@@ -201,6 +201,7 @@ def test_a_disk_that_becomes_full_ends_in_one_line_and_keeps_what_was_saved(smal
     assert checkpoint.load(saved[-1][1])["data"]["iteration"] == len(saved)
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_be_so_large_ends_in_one_line(tmp_path):
     """A limit on the size of files, which a user of a cluster meets: the first checkpoint fails."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731

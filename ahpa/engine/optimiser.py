@@ -109,7 +109,7 @@ class Optimiser:
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         zero = torch.zeros((), device=self.device)
         self.grad_norm = zero  # of the last step, before clipping
-        self.lr = self.optimizer.param_groups[0]["lr"]  # of the last step
+        self.lr = 0.0  # of the last step
         self.bad = zero  # 1 if the last step was skipped
         self.bad_losses = zero.expand(0)  # 1 for each of its micro-batches, here, with a bad loss
         self.bad_in_row = zero.clone()

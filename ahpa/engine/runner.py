@@ -659,9 +659,15 @@ def set_classes(backbone: dict[str, Any], dataset: Dataset) -> None:
 
 
 def name_classes(model: dict[str, Any], dataset: Dataset) -> None:
-    """Let the names of the classes travel with the model: into checkpoints and config.json."""
+    """Let the names of the classes travel with the model: into checkpoints and config.json.
+
+    More classes than the backbone has labels are left to `check_conditions`.
+    """
     model.pop("classes", None)
-    if dataset.classes is not None and BACKBONES.get(model["backbone"]["type"]).takes == "classes":
+    if dataset.classes is None or BACKBONES.get(model["backbone"]["type"]).takes != "classes":
+        return
+    known = model["backbone"].get("num_classes")
+    if known is None or len(dataset.classes) <= known:
         model["classes"] = list(dataset.classes)
 
 

@@ -221,7 +221,7 @@ def join_decoder_blocks(state: State) -> State:
     first = len(block_numbers(state, "blocks"))
 
     def joined(key: str) -> str:
-        found = re.fullmatch(r"decoder_blocks\.(\d+)\.(.+)", key)
+        found = re.fullmatch(r"decoder_blocks\.(\d{1,4})\.(.+)", key)
         return f"blocks.{int(found[1]) + first}.{found[2]}" if found else key
 
     return {joined(key): value for key, value in state.items()}
@@ -229,7 +229,7 @@ def join_decoder_blocks(state: State) -> State:
 
 def block_numbers(state: Mapping[str, Tensor], blocks: str) -> set[int]:
     """Return the numbers of the blocks in a state dict."""
-    return {int(found[1]) for key in state if (found := re.match(rf"{blocks}\.(\d+)\.", key))}
+    return {int(found[1]) for key in state if (found := re.match(rf"{blocks}\.(\d{{1,4}})\.", key))}
 
 
 def take_apart(
