@@ -187,7 +187,14 @@ def has_head(alignment):
     return not any(part.get("type") in NO_HEAD for part in parts)
 
 
-@pytest.mark.parametrize("path", ALL, ids=_name)
+def demo_of(path):
+    """A case for a config's demo; that of a larger size is the base size's, but for the blocks."""
+    base = re.sub(r"(sit|dit)-(l|xl)", r"\1-b", path.stem)
+    larger = base != path.stem and path.with_stem(base) in ALL
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if larger else [])
+
+
+@pytest.mark.parametrize("path", map(demo_of, ALL))
 def test_demo_keeps_the_method_and_trains_two_steps(path):
     full = configs.load(path)["model"]
     options = ["model.backbone.hidden_size=48", "model.backbone.num_heads=4"]

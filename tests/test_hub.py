@@ -38,6 +38,7 @@ def run(hub, cache, work_dir, *arguments, options=(), **extra):
     return subprocess.run(whole, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_downloaded_once_and_trains_as_the_same_files_do(hub, tmp_path):
     cache, asked = tmp_path / "cache", hub[1]
     assert run(hub, cache, tmp_path / "bundled").returncode == 0

@@ -448,7 +448,7 @@ METHODS = (
     "haste",
     "selfflow",
     "dtsas",
-    "tread",
+    pytest.param("tread", marks=pytest.mark.slow),
     "tread-repa",
 )
 

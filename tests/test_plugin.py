@@ -120,6 +120,7 @@ def test_an_installed_package_trains_on_real_images_and_samples(installed, share
     assert (tmp_path / "grid.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_custom_imports_need_no_install(uninstalled, shared, tmp_path):
     """A checkpoint imports nothing by itself, so sampling is told the config (trusted code) that
     does."""

@@ -68,7 +68,10 @@ def test_the_log_of_a_run_from_its_first_line(uninterrupted):
     assert (folder / "train.log").read_text().splitlines() == lines
 
 
-@pytest.mark.parametrize("at", [2, 5, 7])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("at", [2, pytest.param(5, marks=SLOW), 7])
 def test_kill_9_then_resume_is_bit_identical(uninterrupted, tmp_path, at):
     process = start(tmp_path, iters=ITERS)
     wait_for_iteration(tmp_path, at, process)
@@ -80,7 +83,6 @@ def test_kill_9_then_resume_is_bit_identical(uninterrupted, tmp_path, at):
     assert_same_state(final_state(tmp_path), final_state(uninterrupted[0]))
 
 
-SLOW = pytest.mark.slow
 SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=SLOW), signal.SIGINT]
 
 

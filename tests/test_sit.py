@@ -146,6 +146,7 @@ def test_parameter_counts_of_the_papers(size, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
 
 
+@pytest.mark.slow
 def test_forward_cost_of_xl_in_both_countings():
     """118.6 GMAC with attention's products; fvcore's 114.456 without them counts LayerNorms (.07)
     too."""

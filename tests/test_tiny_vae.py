@@ -141,6 +141,7 @@ def test_reconstructs_cifar(vae):
     assert _psnr(doubled, _reconstruct(vae, doubled)) > PSNR["cifar"]
 
 
+@pytest.mark.slow
 def test_keeps_what_cifar_images_show(vae):
     """A network that no loss saw names the same class before and after: a better gate than PSNR."""
     from safetensors.torch import load_file
