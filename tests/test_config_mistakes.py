@@ -316,7 +316,10 @@ def test_a_broken_file(tmp_path, name, demo):
     path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
     with pytest.raises(UserError, match=message) as caught:
         cli.training_config(arguments(path, demo=demo))
-    assert "\n" not in str(caught.value) and "/tmp/tmp" not in str(caught.value)
+    told = str(caught.value)
+    for searched in sys.path:  # a message may list where modules are looked for
+        told = told.replace(searched, "")
+    assert "\n" not in told and "/tmp/tmp" not in told  # mmengine's copy of the config
 
 
 @pytest.mark.parametrize("length", [2, 3])
