@@ -54,6 +54,15 @@ def test_unknown_statistics_are_named():
         tokenizer(statistics="sd-imagnet")
 
 
+def test_statistics_of_another_encoder_are_told(caplog):
+    """The bundled autoencoder has the factor 1.00005, SDXL's 0.13025; --vae may name such a one."""
+    with caplog.at_level("WARNING", logger="ahpa"):
+        tokenizer(source="stabilityai/sd-vae-ft-ema", statistics="sd-imagenet")
+        assert not caplog.records
+        tokenizer(source="stabilityai/sdxl-vae", statistics="sd-imagenet")
+    assert "has the scaling factor 0.13025" in caplog.text
+
+
 # ---- measuring ------------------------------------------------------------------------------
 
 

@@ -530,6 +530,18 @@ def test_a_route_saves_what_it_skips():
     assert 1 - routed / whole == pytest.approx(0.5 * 7 / 28, abs=0.005)
 
 
+@pytest.mark.parametrize("config", ["dtsas_sit-b", "dit-b"])
+def test_the_cost_of_a_route_with_any_flow(config):
+    """Groups of tokens and discrete steps too; torch's own generator is left alone."""
+    cfg = configs.load(find_config(config))
+    cfg["model"]["token_routing"] = dict(type="RandomRouting")
+    model = configs.check_config(cfg)
+    state = torch.get_rng_state()
+    routed = route_macs(model, model.token_routing)
+    assert routed.total < forward_macs(model.backbone).total
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_backbones_that_cannot_follow_are_refused():
     cfg = configs.load(find_config("mmdit"))
     demo.make_small(cfg)

@@ -76,9 +76,10 @@ def forward_macs(backbone: Backbone, plan: TokenPlan = WHOLE) -> Macs:
 def route_macs(model: AlignedDenoiser, routing: TokenRouting) -> Macs:
     """Count the MACs of a forward pass of training, in which tokens skip blocks, for one image."""
     shapes = model.geometry.streams.items()
-    streams = {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes}
-    route = routing.draw(model.flow.sample(streams, None), None)
-    return forward_macs(model.backbone, TokenPlan(route))
+    streams = {name: torch.zeros(1, *shape) for name, shape in shapes}
+    rng = torch.Generator().manual_seed(0)
+    route = routing.draw(model.flow.sample(streams, rng), rng)
+    return forward_macs(model.backbone, TokenPlan(route._replace(kept=route.kept.to("meta"))))
 
 
 def alignments_of(model: AlignedDenoiser) -> dict[str, Alignment]:

@@ -189,8 +189,8 @@ def any_left(folder: Path) -> bool:
 def newest(folder: Path) -> Path | None:
     """Find the newest checkpoint that is whole and whose weights are finite.
 
-    What is damaged or not finite on the way is renamed to `*.damaged`. What is no file or cannot be
-    read is passed over. Each costs a warning.
+    Damaged or non-finite checkpoints on the way are renamed to `*.damaged`; entries that are not
+    regular files, or cannot be read, are passed over. Each is logged as a warning.
     """
     for _, path in reversed(entries(folder)):
         if not os.path.isfile(path):

@@ -77,7 +77,7 @@ def model_of(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key in ("meta", "config", "model"):
         found = found.get(key) if isinstance(found, Mapping) else None
     if not isinstance(found, Mapping):
-        raise UserError(f"{path} is no checkpoint of a run: it has no meta.config.model.")
+        raise UserError(f"{path} is not a checkpoint of a run: it has no meta.config.model.")
     return dict(found)
 
 

@@ -190,8 +190,8 @@ class TokenGroupFlow(ContinuousFlow):
         device: torch.device,
     ) -> Tensor:
         """Draw group ids [count, N]: a random permutation of each image, cut into the groups."""
-        ids = torch.arange(len(self.sizes), device=device)
-        in_order = ids.repeat_interleave(torch.tensor(self.sizes, device=device))
+        parts = [torch.full((size,), group, device=device) for group, size in enumerate(self.sizes)]
+        in_order = torch.cat(parts)
         uniform = torch.rand(count, len(in_order), generator=rng, device=device)
         return in_order[uniform.argsort(1)]
 

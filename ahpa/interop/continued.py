@@ -259,7 +259,7 @@ def load_moments(
     moments: Moments,
     names: Mapping[str, str],
 ) -> None:
-    """Load published moments into our optimiser; parameters that the file has not start anew."""
+    """Load published moments into our optimiser; parameters missing there start afresh."""
     published = {name: key for key, name in names.items()}
     own = {id(p): name for name, p in net.named_parameters()}
     state = optimizer.state_dict()

@@ -470,7 +470,7 @@ def refuse_other_sizes(folder: Path, config: Mapping[str, Any]) -> None:
     """Check that a transformer's config has the sizes of its weights, before it is built.
 
     Raises:
-        UserError: If it has not.
+        UserError: If it does not.
     """
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 

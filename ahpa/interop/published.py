@@ -294,7 +294,7 @@ def check_variance(source: object, name: str, variance: bool) -> None:
     """
     wanted = FORMATS[name].variance
     if variance and wanted == "never":
-        held = "its output has twice the latent's channels (a variance), which that format has not"
+        held = "its output has twice the latent's channels (a variance), unlike that format"
     elif not variance and wanted == "always":
         held = "its output has no channels for a variance, which that format has"
     else:

@@ -3,6 +3,7 @@
 Must match: `AutoencoderKL.encode` and `.decode` of diffusers.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,8 @@ from ..registry.precision import dtype_of, full_precision
 from ..registry.validation import boolean, choice, number, positive
 from . import sources
 from .statistics import PUBLISHED
+
+logger = logging.getLogger("ahpa")
 
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp of the posterior's log variance
 DECODE_BATCH = 16  # images decoded at once
@@ -98,6 +101,15 @@ class KLAutoencoder(Tokenizer):
                     "statistics: replaces scale, shift, mean and std; leave them out."
                 )
             mean, std = PUBLISHED[choice("statistics", statistics, tuple(PUBLISHED))]
+            if config["scaling_factor"] != sources.SD["scaling_factor"]:
+                logger.warning(
+                    "model.tokenizer.statistics: %r was measured on Stable Diffusion's encoder, "
+                    "but %s has the scaling factor %s. Measure its own with ahpa latent-statistics "
+                    "and set mean and std.",
+                    statistics,
+                    self.source,
+                    config["scaling_factor"],
+                )
         if mean is None and std is None:
             self._offset, self._factor = self._scale_and_shift(scale, shift)
         elif scale is None and shift is None:
