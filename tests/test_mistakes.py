@@ -98,7 +98,8 @@ try:
     code = train.main(sys.argv[1:])
 except SystemExit as ended:
     code = ended.code
-heavy = [name for name in ("diffusers", "timm", "open_clip") if name in sys.modules]
+names = ("diffusers", "timm", "open_clip", "mmengine.hooks", "torch.distributed.fsdp")
+heavy = [name for name in names if name in sys.modules]
 print("imported", heavy)
 sys.exit(code)
 """

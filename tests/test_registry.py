@@ -7,7 +7,8 @@ import subprocess
 import sys
 from abc import ABC
 
-import mmengine
+import mmengine.hooks
+import mmengine.visualization
 import pytest
 import torch
 from support.runs import ROOT, environment

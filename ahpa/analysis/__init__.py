@@ -1,3 +1,1 @@
 """What a run has learnt, and what a model costs: the routers' policy, parameters and GMACs."""
-
-from . import policy  # noqa: F401

@@ -1,3 +1,1 @@
 """Assembly, the training loop, checkpoints, logging, and the adapter to mmengine's Runner."""
-
-from . import hooks, visualizer  # noqa: F401

@@ -20,12 +20,14 @@ from ..registry import (
     VISBACKENDS,
     VISUALIZERS,
     ConfigError,
+    UserError,
     build,
     check,
     nearest,
 )
 from ..registry import validation as valid
 from ..registry.registry import parameters
+from ..registry.shapes import shapes_only
 from ..registry.validation import boolean, choice, integer, positive_int
 from .assembly import build_model, with_defaults
 from .config_file import (
@@ -39,9 +41,7 @@ from .config_file import (
 )
 from .denoiser import AlignedDenoiser
 from .distributed import LAUNCHERS
-from .hooks import SampleGrids
 from .optimiser import Optimiser
-from .runner import CHECKPOINTS, batch_per_process
 from .trainer import TrainOptions
 
 __all__ = ["check_config", "check_keys", "import_custom_modules", "load", "set_option"]
@@ -57,6 +57,7 @@ PARTS = (  # dicts inside the sections that commands change
     ("train_dataloader", "dataset"),
     ("optim_wrapper", "optimizer"),
 )
+CHECKPOINTS = {"interval": 10_000, "keep": 3}  # defaults of the section `checkpoints`
 LARGEST_SEED = 2**32 - 1  # of numpy's global generator
 SCHEDULE_RANGES = {  # options of mmengine's schedulers, which it does not check
     "T_max": positive_int,
@@ -225,6 +226,44 @@ def check_schedule(scheduler: Any, where: str, max_iters: int) -> None:
         raise ConfigError(f"{where}: its first step would set {scheduler.param_name}={wrong[0]}.")
 
 
+def build_hooks(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the config's hooks by name; a hook that is set to None is off."""
+    return {
+        name: build(HOOKS, hook, where=f"hooks.{name}")
+        for name, hook in (cfg.get("hooks") or {}).items()
+        if hook is not None
+    }
+
+
+def check_hooks(cfg: Mapping[str, Any], net: AlignedDenoiser) -> None:
+    """Check the section `hooks` against the model. Raises ConfigError."""
+    hooks = build_hooks(cfg)
+    from .hooks import SampleGrids
+
+    for name, hook in hooks.items():
+        if isinstance(hook, SampleGrids):
+            hook.check(net, where=f"hooks.{name}")
+
+
+def batch_per_process(cfg: Mapping[str, Any], world: int) -> int:
+    """Return the samples of one micro-batch of one of `world` processes.
+
+    Raises:
+        UserError: If the global batch size cannot be divided.
+    """
+    total = positive_int(
+        "train_dataloader.global_batch_size", cfg["train_dataloader"]["global_batch_size"]
+    )
+    accumulate = cfg["optim_wrapper"].get("accumulative_counts", 1)
+    batch, rest = divmod(total, world * accumulate)
+    if rest or not batch:
+        raise UserError(
+            f"train_dataloader.global_batch_size: {total} cannot be divided by {world} processes x "
+            f"{accumulate} accumulated batches."
+        )
+    return batch
+
+
 def check_visualizer(section: Mapping[str, Any] | None) -> None:
     """Check the section `visualizer` and its back-ends. Raises ConfigError."""
     if section is None:
@@ -247,16 +286,10 @@ def check_config(cfg: Mapping[str, Any]) -> AlignedDenoiser:
     """
     check_keys(cfg)
     check_data(cfg)
-    check_visualizer(cfg.get("visualizer"))
-    hooks = {
-        name: build(HOOKS, hook, where=f"hooks.{name}")
-        for name, hook in (cfg.get("hooks") or {}).items()
-        if hook is not None
-    }
-    with torch.device("meta"):
+    with shapes_only():
         net = build_model(cfg["model"])
-    for name, hook in hooks.items():
-        if isinstance(hook, SampleGrids):
-            hook.check(net, where=f"hooks.{name}")
-    check_training(cfg)  # last: the first step of an optimiser imports a second's worth of torch
+    # Last what makes mmengine and torch import a second's worth of modules.
+    check_visualizer(cfg.get("visualizer"))
+    check_hooks(cfg, net)
+    check_training(cfg)
     return net

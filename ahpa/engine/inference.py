@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..registry import UserError
+from ..registry.shapes import shapes_only
 from ..sampling.generator import Generator
 from .assembly import build_generator_parts
 from .weights import read_run, refuse_misfit, refuse_oversized, with_autoencoder
@@ -50,7 +51,7 @@ def load_generator(
         model = {**model, "tokenizer": tokenizer}
     refuse_oversized(source, model, len(state))
     # Shapes alone take no memory; a third party's component may not be able to be built so.
-    with suppress(RuntimeError), torch.device("meta"):
+    with suppress(RuntimeError), shapes_only():
         refuse_misfit(source, build_generator_parts(model).backbone.state_dict(), state)
     parts = build_generator_parts(model)
     refuse_misfit(source, parts.backbone.state_dict(), state)

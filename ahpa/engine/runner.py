@@ -23,13 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..data.sampler import CursorLoader
-from ..registry import BACKBONES, DATASETS, HOOKS, PARAM_SCHEDULERS, UserError, build, signals
+from ..registry import BACKBONES, DATASETS, PARAM_SCHEDULERS, UserError, build, signals
 from ..registry.contracts import Dataset
 from ..registry.files import write_file
 from ..registry.locations import command_line
-from ..registry.validation import positive_int
 from . import checkpoint, lock, resume
 from .assembly import build_model
+from .config import CHECKPOINTS, batch_per_process, build_hooks
 from .denoiser import AlignedDenoiser
 from .distributed import Processes
 from .metrics import Metrics
@@ -43,7 +43,6 @@ from .trainer import Run, Trainer, TrainOptions
 
 logger = logging.getLogger("ahpa")
 
-CHECKPOINTS = {"interval": 10_000, "keep": 3}  # defaults of the section `checkpoints`
 MMENGINE_HOOKS = (  # mmengine's default hooks; the loop, or our hooks, do their work
     "runtime_info",
     "timer",
@@ -592,15 +591,6 @@ def open_work_dir(
     return continues
 
 
-def build_hooks(cfg: Mapping[str, Any]) -> dict[str, Hook]:
-    """Build the config's hooks by name; a hook that is set to None is off."""
-    return {
-        name: build(HOOKS, hook, where=f"hooks.{name}")
-        for name, hook in (cfg.get("hooks") or {}).items()
-        if hook is not None
-    }
-
-
 def build_schedulers(cfg: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[Any]:
     """Build mmengine's parameter schedulers; they count optimiser steps."""
     schedulers = cfg.get("param_scheduler") or []
@@ -622,25 +612,6 @@ def build_dataset(cfg: Mapping[str, Any]) -> Dataset:
     resolution = cfg["model"].get("resolution", 256)
     dataset = dict(cfg["train_dataloader"]["dataset"])
     return build(DATASETS, dataset, where="train_dataloader.dataset", resolution=resolution)
-
-
-def batch_per_process(cfg: Mapping[str, Any], world: int) -> int:
-    """Return the samples of one micro-batch of one of `world` processes.
-
-    Raises:
-        UserError: If the global batch size cannot be divided.
-    """
-    total = positive_int(
-        "train_dataloader.global_batch_size", cfg["train_dataloader"]["global_batch_size"]
-    )
-    accumulate = cfg["optim_wrapper"].get("accumulative_counts", 1)
-    batch, rest = divmod(total, world * accumulate)
-    if rest or not batch:
-        raise UserError(
-            f"train_dataloader.global_batch_size: {total} cannot be divided by {world} processes x "
-            f"{accumulate} accumulated batches."
-        )
-    return batch
 
 
 def set_classes(backbone: dict[str, Any], dataset: Dataset) -> None:

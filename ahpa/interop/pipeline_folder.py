@@ -24,6 +24,7 @@ from ..flow.flows import ContinuousFlow
 from ..registry import TOKENIZERS, UserError, build
 from ..registry.contracts import Flow, Tokenizer
 from ..registry.files import read_json, whole_folder
+from ..registry.shapes import shapes_only
 from ..registry.validation import boolean, integer, is_integer, positive
 from ..registry.weight_files import read_shapes
 from ..tokenizers.autoencoder_kl import KLAutoencoder
@@ -483,7 +484,7 @@ def refuse_other_sizes(folder: Path, config: Mapping[str, Any]) -> None:
         return  # several files, which diffusers reads one at a time
     shapes = read_shapes(files[0], what)
     integer(f"{what}: num_layers", config.get("num_layers", 28), most=len(shapes))
-    with torch.device("meta"):
+    with shapes_only():
         network: Any = DiTTransformer2DModel.from_config(dict(config))
     for name, value in network.state_dict().items():
         given = shapes.get(name, tuple(value.shape))

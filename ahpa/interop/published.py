@@ -23,6 +23,7 @@ from ..registry import BACKBONES, UserError, build
 from ..registry.contracts import Backbone
 from ..registry.errors import printable
 from ..registry.files import write_file
+from ..registry.shapes import shapes_only
 from ..registry.weight_files import read_contents
 from .layouts import (
     FORMATS,
@@ -282,7 +283,7 @@ def take_apart(
 
 def build_backbone(options: Mapping[str, Any], side: int, channels: int) -> Backbone:
     """Build a backbone for latents of these sizes, without memory (on the meta device)."""
-    with torch.device("meta"):
+    with shapes_only():
         return build(BACKBONES, options, where="backbone", input_size=side, in_channels=channels)
 
 

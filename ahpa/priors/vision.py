@@ -19,6 +19,7 @@ from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Backbone, Clean, CleanPrior, Features, Geometry, LevelSpec
 from ..registry.hub import hub_file
 from ..registry.precision import dtype_of, full_precision
+from ..registry.shapes import shapes_only
 from ..registry.validation import (
     block_number,
     boolean,
@@ -160,7 +161,7 @@ class VisionEncoder(CleanPrior):
 
     def probe(self, backbone: Backbone) -> Callable[[], Any]:
         """Return a call that runs the network once for one image on the meta device."""
-        with torch.device("meta"):
+        with shapes_only():
             network = self.empty().eval()
             images = torch.zeros(1, 3, self.input_side, self.input_side)
         return lambda: self.tokens(network, images)
@@ -340,7 +341,7 @@ class TimmEncoder(VisionEncoder):
         if not timm.is_model(model):
             raise ConfigError(f"model: timm has no {model!r}{nearest(model, near_names(model))}")
         create = dict(options or {})
-        with torch.device("meta"):
+        with shapes_only():
             network: Any = timm.create_model(model, num_classes=0, **create)
         config = network.pretrained_cfg
         super().__init__(

@@ -1,6 +1,6 @@
 """Registries, contracts and plugin discovery: what every other room builds on.
 
-Each registry imports the package of its components when the first of them is asked for; mmengine
+Each registry imports the modules of its components when the first of them is asked for; mmengine
 finds the registries of the scope `ahpa` here. `ahpa list` prints everything that is registered.
 """
 
@@ -46,38 +46,45 @@ __all__ = [
 ]
 
 
-def _registry(name: str, *rooms: str, parent: Registry | None = None) -> ComponentRegistry:
-    locations = [f"ahpa.{room}" for room in rooms]
-    return ComponentRegistry(name, parent=parent, scope="ahpa", locations=locations)
+def _registry(name: str, *modules: str, parent: Registry | None = None) -> ComponentRegistry:
+    return ComponentRegistry(name, parent=parent, scope="ahpa", locations=list(modules))
 
 
-TOKENIZERS = _registry("tokenizer", "tokenizers")
-BACKBONES = _registry("backbone", "backbones")
-TOKEN_ROUTINGS = _registry("token routing", "backbones")
-CONDITIONERS = _registry("conditioner", "conditioning")
-TEXT_ENCODERS = _registry("text encoder", "conditioning")
-FLOWS = _registry("flow", "flow")
-PATHS = _registry("path", "flow")
-TIMESTEPS = _registry("timestep distribution", "flow")
-SAMPLERS = _registry("sampler", "sampling")
-GUIDANCES = _registry("guidance", "sampling")
-PRIORS = _registry("prior", "priors")
-ROUTERS = _registry("router", "routers")
-TIME_ENCODINGS = _registry("time encoding", "routers")
-FLOW_LOSSES = _registry("flow loss", "losses")
-PAIR_LOSSES = _registry("pair loss", "losses")
-REGULARISERS = _registry("regulariser", "losses")
-ALIGNMENTS = _registry("alignment", "alignment")
-PROJECTORS = _registry("projector", "alignment")
-SCHEDULES = _registry("schedule", "alignment")
-DATASETS = _registry("dataset", "data")
+TOKENIZERS = _registry("tokenizer", "ahpa.tokenizers")
+BACKBONES = _registry("backbone", "ahpa.backbones")
+TOKEN_ROUTINGS = _registry("token routing", "ahpa.backbones")
+CONDITIONERS = _registry("conditioner", "ahpa.conditioning")
+TEXT_ENCODERS = _registry("text encoder", "ahpa.conditioning")
+FLOWS = _registry("flow", "ahpa.flow")
+PATHS = _registry("path", "ahpa.flow")
+TIMESTEPS = _registry("timestep distribution", "ahpa.flow")
+SAMPLERS = _registry("sampler", "ahpa.sampling")
+GUIDANCES = _registry("guidance", "ahpa.sampling")
+PRIORS = _registry("prior", "ahpa.priors")
+ROUTERS = _registry("router", "ahpa.routers")
+TIME_ENCODINGS = _registry("time encoding", "ahpa.routers")
+FLOW_LOSSES = _registry("flow loss", "ahpa.losses")
+PAIR_LOSSES = _registry("pair loss", "ahpa.losses")
+REGULARISERS = _registry("regulariser", "ahpa.losses")
+ALIGNMENTS = _registry("alignment", "ahpa.alignment")
+PROJECTORS = _registry("projector", "ahpa.alignment")
+SCHEDULES = _registry("schedule", "ahpa.alignment")
+DATASETS = _registry("dataset", "ahpa.data")
 
 # Children of mmengine's own registries: its components are found by name too.
-HOOKS = _registry("hook", "engine", "analysis", parent=mmengine_registry.HOOKS)
-OPTIMIZERS = _registry("optimizer", "engine", parent=mmengine_registry.OPTIMIZERS)
-PARAM_SCHEDULERS = _registry("param scheduler", "engine", parent=mmengine_registry.PARAM_SCHEDULERS)
-VISUALIZERS = _registry("visualizer", "engine", parent=mmengine_registry.VISUALIZERS)
-VISBACKENDS = _registry("visualization back-end", "engine", parent=mmengine_registry.VISBACKENDS)
+HOOKS = _registry(
+    "hook", "ahpa.engine.hooks", "ahpa.analysis.policy", parent=mmengine_registry.HOOKS
+)
+OPTIMIZERS = _registry("optimizer", "mmengine.optim", parent=mmengine_registry.OPTIMIZERS)
+PARAM_SCHEDULERS = _registry(
+    "param scheduler", "mmengine.optim", parent=mmengine_registry.PARAM_SCHEDULERS
+)
+VISUALIZERS = _registry(
+    "visualizer", "ahpa.engine.visualizer", parent=mmengine_registry.VISUALIZERS
+)
+VISBACKENDS = _registry(
+    "visualization back-end", "mmengine.visualization", parent=mmengine_registry.VISBACKENDS
+)
 
 ALL = {
     name: value for name, value in list(globals().items()) if isinstance(value, ComponentRegistry)

@@ -14,6 +14,7 @@ import torch
 from ..registry import ConfigError, UserError
 from ..registry.files import read_json, user_path
 from ..registry.hub import hub_file
+from ..registry.shapes import shapes_only
 from ..registry.validation import boolean, choice, integer
 from ..registry.weight_files import read_shapes, read_state_dict
 
@@ -302,7 +303,7 @@ def read_network(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> t
     from diffusers import AutoencoderKL
 
     count = len(config["block_out_channels"])
-    with torch.device("meta"):  # spends no time on random weights
+    with shapes_only():  # spends no time on random weights
         network: Any = AutoencoderKL(
             **{key: config[key] for key in NETWORK},
             down_block_types=("DownEncoderBlock2D",) * count,
