@@ -82,6 +82,7 @@ def test_two_processes_train_one_model(two):
     assert [record["iteration"] for record in scalars(folder)] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_kill_9_of_all_then_resume_is_bit_identical(two, tmp_path):
     process = start(tmp_path, iters=8)
     wait_for_iteration(tmp_path, 4, process)

@@ -133,6 +133,7 @@ def test_it_trains_on_the_drawn_set(installed, tmp_path):
     check_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(installed, finished, tmp_path):
     """Bit for bit, from the checkpoint after two of four steps: weights, moments, random states,
     the schedule's buffers, the hook's rows, the log and the table."""
@@ -188,6 +189,7 @@ def test_a_mistyped_option_is_one_line(installed, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_packages_own_tests_pass(installed):
     folder = EXAMPLE / "tests"
     options = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", EXAMPLE)

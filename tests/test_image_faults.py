@@ -81,7 +81,7 @@ def test_an_error_in_a_worker_is_the_error_in_one_line(tmp_path, workers):
     assert "\n" not in message and "Traceback" not in message and "Caught" not in message
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_whose_data_fail_saves_and_ends_with_one_line(tmp_path, workers):
     """The pictures vanish while it runs: what was trained is saved, and can be continued."""
     data = make_set(tmp_path / "data", count=12)

@@ -144,6 +144,7 @@ def test_without_the_package_the_message_says_what_is_missing(shared, tmp_path):
     assert done.returncode == 2 and "custom_imports" in done.stderr and "ahpa_taef2" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_examples_own_tests_pass(installed, shared):
     alone = ("-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", EXAMPLE)
     done = run("-m", "pytest", "-q", *alone, EXAMPLE / "tests", path=installed)
@@ -151,6 +152,7 @@ def test_the_examples_own_tests_pass(installed, shared):
     assert done.returncode == 0 and "passed" in last and "skipped" not in last, done.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_is_a_warning_and_everything_else_works(
     broken, installed, shared, tmp_path
 ):

@@ -86,6 +86,7 @@ def test_it_samples_as_the_run_does(run, folder):
     assert torch.equal(raw, wanted)
 
 
+@pytest.mark.slow
 def test_by_hub_id_over_http_once_then_offline(run, folder, tmp_path):
     (tmp_path / "hub" / "someone").mkdir(parents=True)
     os.symlink(folder, tmp_path / "hub" / "someone" / "my-run")

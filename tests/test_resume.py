@@ -71,7 +71,7 @@ def test_the_log_of_a_run_from_its_first_line(uninterrupted):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("at", [2, pytest.param(5, marks=SLOW), 7])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=SLOW), pytest.param(5, marks=SLOW), 7])
 def test_kill_9_then_resume_is_bit_identical(uninterrupted, tmp_path, at):
     process = start(tmp_path, iters=ITERS)
     wait_for_iteration(tmp_path, at, process)
@@ -83,7 +83,11 @@ def test_kill_9_then_resume_is_bit_identical(uninterrupted, tmp_path, at):
     assert_same_state(final_state(tmp_path), final_state(uninterrupted[0]))
 
 
-SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=SLOW), signal.SIGINT]
+SIGNALS = [
+    signal.SIGTERM,
+    pytest.param(signal.SIGUSR1, marks=SLOW),
+    pytest.param(signal.SIGINT, marks=SLOW),  # the terminal test has one too
+]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
