@@ -7,7 +7,7 @@ Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256
 Paper: AHPA Table 3, row "SiT-B/2 ahpa 400000": FID 25.5, sFID 5.78, IS 52.3, Precision 0.59, Recall
     0.63.
 Paper: AHPA Table 7, row "AHPA": gsnr_high_noise 11.9, gsnr_low_noise 10.8, gsnr_avg 11.6.
-Paper: AHPA Table B.10, row "AHPA, SD-VAE": gsnr_avg 11.6.
+Paper: AHPA Table B.10, row "AHPA, SD-VAE" (zero-shot): gsnr_avg 11.6.
 Paper: AHPA Table B.11, row "SD-VAE AHPA": FID 25.5, sFID 5.78.
 Paper: AHPA Table D.13, row "(l)": FID 25.5, sFID 5.78.
 Paper: AHPA Table D.14, row "G3=4, G4=4": FID 25.5, sFID 5.78, IS 52.3.

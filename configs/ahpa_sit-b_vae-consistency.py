@@ -6,8 +6,8 @@ expected of it; give another AutoencoderKL by `model.tokenizer.source`.
 
 Command: python tools/train.py configs/ahpa_sit-b_vae-consistency.py --data IMAGENET/train
 Hardware: one GPU of 80 GB suggested; time not measured (400K steps of batch 256).
-Paper: AHPA Table B.10, row "AHPA, Consistency VAE": gsnr_avg 10.1 (no public autoencoder reproduces
-    it).
+Paper: AHPA Table B.10, row "AHPA, Consistency VAE" (zero-shot): gsnr_avg 10.1 (no public
+    autoencoder reproduces it).
 Paper: AHPA Table B.11, row "Consistency VAE AHPA": FID 21.7, sFID 5.48 (no public autoencoder
     reproduces it).
 """

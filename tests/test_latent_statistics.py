@@ -8,7 +8,7 @@ from support.runs import ROOT, call
 from test_autoencoder import bundled, tokenizer
 from test_configs import arguments
 
-from ahpa.analysis.latents import latent_moments
+from ahpa.analysis.latents import latent_moments, rounded
 from ahpa.cli import latent_statistics
 from ahpa.cli import train as cli
 from ahpa.data.shapes import ShapesDataset
@@ -102,6 +102,25 @@ def test_the_command_writes_a_base_config_that_gives_unit_latents(tmp_path, caps
     torch.testing.assert_close(again.std, torch.ones(4).double(), rtol=1e-3, atol=0)
 
 
+def test_a_config_names_autoencoder_and_data(tmp_path, capsys):
+    """Raw latents are measured, whatever normalisation the config has; it is what --vae finds."""
+    config = tmp_path / "mine.py"
+    config.write_text(
+        '_base_ = ["ahpa::ahpa_sit-b.py"]\n'
+        "_base_.model.resolution = 64\n"
+        '_base_.model.tokenizer = dict(type="KLAutoencoder", source="bundled", scale=3.0)\n'
+        '_base_.train_dataloader.dataset = dict(type="ShapesDataset", length=20)\n'
+    )
+    assert latent_statistics.main(["--config", str(config), "--num", "8"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "8 images of 20, 64 px, KLAutoencoder" in printed[0]
+    images = ShapesDataset(resolution=64, length=20)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:8]
+    chosen = torch.stack([images[int(i)]["image"] for i in order]).float() / 255
+    found = latent_moments(tokenizer(scale=1.0, shift=0.0), [chosen], 8)
+    assert printed[1:3] == [f"mean {rounded(found.mean)}", f"std  {rounded(found.std)}"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -109,12 +128,20 @@ def test_the_command_writes_a_base_config_that_gives_unit_latents(tmp_path, caps
         (["--batch", "-1"], "--batch"),
         (["--out", "x.json"], "--out: must be a .py file"),
         (["--data", "nowhere"], "no images at"),
+        (["--config", "ahpa_sit-b"], "--resolution: is the config's"),
+        (["--cfg-options", "model.resolution=64"], "--cfg-options: needs --config"),
+        (["--vae", ""], "--vae: must not be empty"),
     ],
 )
 def test_mistakes_of_the_command(options, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert latent_statistics.main(["--vae", "bundled", "--resolution", "64", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_autoencoder_has_to_be_named(capsys):
+    assert latent_statistics.main(["--num", "4"]) == 2
+    assert "give --vae" in capsys.readouterr().err
 
 
 # ---- keeping --------------------------------------------------------------------------------

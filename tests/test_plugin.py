@@ -5,7 +5,9 @@ Every process here is a new one, with the folder on PYTHONPATH: Python finds pac
 points there as it does in site-packages.
 """
 
+import ast
 import importlib.util
+import json
 import math
 import os
 import shutil
@@ -134,6 +136,30 @@ def test_custom_imports_need_no_install(uninstalled, shared, tmp_path):
     assert "no tokenizer is called 'TAEF2'" in untold.stderr
     told = sample(work_dir, out, "--config", CONFIGS / config, path=uninstalled)
     assert told.returncode == 0 and out.exists(), told.stderr
+
+
+def test_the_latents_of_another_packages_autoencoder_are_measured(uninstalled, shared, tmp_path):
+    """TAEF2 is deterministic and has 32 channels; its package has measured the same images."""
+    encoder = shared / "weights" / "taef2_encoder.safetensors"
+    options = [f"model.tokenizer.encoder={encoder}", "model.tokenizer.decoder=None"]
+    options += ["model.tokenizer.mean=0.0", "model.tokenizer.std=1.0"]
+    data = shared / "data" / "imagenet256-sample.zip"
+    given = ["tools/latent_statistics.py", "--config", CONFIGS / "ahpa_sit-b_taef2.py"]
+    given += ["--data", data, "--num", "12", "--batch", "4", "--cfg-options", *options]
+    done = run(*given, path=uninstalled)
+    assert done.returncode == 0, done.stderr
+    first, mean, std, told = done.stdout.splitlines()
+    assert first.startswith("12 images of 1000, 256 px, TAEF2")
+    assert "as model.tokenizer gives them" in told
+    means, stds = json.loads(mean.removeprefix("mean ")), json.loads(std.removeprefix("std  "))
+    text = (EXAMPLE / "ahpa_taef2" / "tokenizer.py").read_text()
+    for name, found in (("MEAN", means), ("STD", stds)):
+        known = ast.literal_eval(text.partition(f"{name} = ")[2].partition("\n)")[0] + ")")
+        assert found == pytest.approx(known, abs=0.25), name
+    out = tmp_path / "latents.py"
+    refused = run(*given, "--out", out, path=uninstalled)
+    assert refused.returncode == 2 and not out.exists()
+    assert "error: --out: writes mean and std of a KLAutoencoder" in refused.stderr
 
 
 def test_without_the_package_the_message_says_what_is_missing(shared, tmp_path):

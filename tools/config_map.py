@@ -133,6 +133,8 @@ def figures(values: dict) -> str:
 
 def row_name(row: dict) -> str:
     """Return the name of a row, with its epochs if it is of another length than the recipes."""
+    if row["iterations"] == 0:
+        return row["row"] + " (zero-shot)"
     epochs = "" if row["iterations"] in USUAL_LENGTHS else f" ({row['epochs']} epochs)"
     return row["row"] + epochs
 
@@ -152,7 +154,7 @@ def printed(row: dict) -> str:
 def commands(row: dict) -> str:
     """Return the options that train as long as a row and draw its guided samples, if any."""
     parts = []
-    if row["iterations"] not in USUAL_LENGTHS:
+    if row["iterations"] not in (*USUAL_LENGTHS, 0):
         parts.append(f"train with --max-iters {row['iterations']}")
     if row["cfg_scale"] not in (None, 1.0):
         options = (

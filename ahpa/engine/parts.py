@@ -232,7 +232,7 @@ def warn_of_scale(latents: Tensor) -> None:
     shown = ", ".join(f"{value:.3g}" for value in deviation.tolist())
     logger.warning(
         "model.tokenizer: the latents' standard deviation is %s by channel in the first batch, "
-        "against 1 of the noise. t means another signal-to-noise ratio then: set model.tokenizer's "
+        "against 1 of the noise, so t means another signal-to-noise ratio: set model.tokenizer's "
         "mean and std (ahpa latent-statistics measures them).",
         shown,
     )
