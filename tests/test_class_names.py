@@ -213,7 +213,14 @@ MISTAKES = {
     "num_inference_steps: must be a positive integer, got 0": dict(num_inference_steps=0),
     "num_inference_steps: must be a positive integer, got 2.5": dict(num_inference_steps=2.5),
     "output_type: 'pill' is unknown": dict(output_type="pill"),
-    "guidance_interval: must be in [0, 1]": dict(guidance_interval=(0.9, 0.1)),
+    "guidance_interval: must be two numbers in [0, 1], got (0.9": dict(
+        guidance_interval=(0.9, 0.1)
+    ),
+    "guidance_interval: must be two numbers in [0, 1], got 'ab'": dict(guidance_interval="ab"),
+    "guidance_interval: must be two numbers in [0, 1], got (0.5,)": dict(guidance_interval=(0.5,)),
+    "guidance_scale: must be a finite number, got 'x'": dict(guidance_scale="x"),
+    "guidance_scale: must be a finite number, got nan": dict(guidance_scale=float("nan")),
+    "latents: must be a tensor, got a list": dict(latents=[1]),
     "guidance_channels: must be in 1..4, got 9": dict(guidance_channels=9),
 }
 

@@ -623,6 +623,11 @@ def flip(path):
     path.write_bytes(data)
 
 
+def replaced(path, make):
+    path.unlink()
+    make(path)
+
+
 def rewrite_depth(path):
     path.write_text(path.read_text().replace('"num_heads": 2', '"num_heads": 4'))
 
@@ -636,6 +641,10 @@ def rewrite_depth(path):
         ("SHA256SUMS", lambda path: path.write_bytes(b"\xff\0" * 100)),
         ("SHA256SUMS", lambda path: path.write_text("")),
         ("SHA256SUMS", lambda path: path.write_text("abc  model.safetensors\n")),
+        ("SHA256SUMS", lambda path: replaced(path, os.mkfifo)),
+        ("SHA256SUMS", lambda path: replaced(path, lambda p: p.symlink_to("/dev/zero"))),
+        ("SHA256SUMS", lambda path: replaced(path, Path.mkdir)),
+        ("SHA256SUMS", lambda path: os.truncate(path, 400 << 20)),
     ],
 )
 def test_a_published_file_that_changed_on_the_way_is_noticed(tmp_path, name, change):
@@ -686,6 +695,17 @@ def official(**changes):
     return {key: value for key, value in state.items() if value is not None}
 
 
+def fixed(**changes):
+    """The same with the right positions: it is accepted without changes."""
+    return official(pos_embed=positions_of(build_generator_parts(MODEL).backbone), **changes)
+
+
+def normed(weight):
+    name = "blocks.0.attn.q_norm."
+    return official(**{f"{name}weight": weight, f"{name}bias": torch.zeros(1)})
+
+
+ONES = torch.ones(1)
 PROJ = "x_embedder.proj.weight"
 OFFICIAL = {
     "nothing": lambda: {},
@@ -701,6 +721,18 @@ OFFICIAL = {
     "a block of 5,000 digits": lambda: official(**{f"blocks.{'9' * 5000}.x": torch.zeros(1)}),
     "an odd name": lambda: official(**{"a\0b\n": torch.zeros(1)}),
     "an empty table": lambda: official(**{"y_embedder.embedding_table.weight": torch.zeros(0, 32)}),
+    "positions of a grid without values": lambda: official(pos_embed=torch.zeros(1, 10**9, 0)),
+    "positions of a large grid": lambda: official(pos_embed=torch.zeros(1, 1 << 20, 1)),
+    "a norm of no queries": lambda: normed(torch.zeros(0)),
+    "a norm that is a number": lambda: normed(torch.zeros(())),
+    "thousands of blocks": lambda: official(
+        **{f"blocks.{i}.x": torch.zeros(1) for i in range(2, 4000)}
+    ),
+    "a weight under two names": lambda: fixed(**{f"module.{PROJ}": torch.zeros(32, 4, 2, 2)}),
+    "a weight in two lists": lambda: fixed(**{"blocks.9.x": ONES, "decoder_blocks.6.x": ONES}),
+    "negative steps": lambda: {"ema": fixed(), "steps": -5},
+    "steps of 400 digits": lambda: {"ema": fixed(), "steps": 10**400},
+    "steps are True": lambda: {"ema": fixed(), "steps": True},
     "no tensors": lambda: {"ema": {"a": 1}},
     "code": lambda: {"ema": Evil(os.system, COMMAND)},
 }
@@ -740,6 +772,17 @@ PIPELINES = [
     ("transformer/config.json", "patch_size", 0),
     ("transformer/config.json", "norm_type", "exec"),
     ("vae/config.json", "layers_per_block", 10**9),
+    ("transformer/config.json", "sample_size", 4096),
+    ("transformer/config.json", "sample_size", 9),
+    ("transformer/config.json", "out_channels", 5),
+    ("transformer/config.json", "attention_head_dim", 1 << 40),
+    ("transformer/config.json", "activation_fn", "gelu"),
+    ("transformer/config.json", "activation_fn", "linear-silu"),
+    ("transformer/config.json", "attention_bias", False),
+    ("transformer/config.json", "attention_bias", 1),
+    ("transformer/config.json", "norm_elementwise_affine", True),
+    ("transformer/config.json", "norm_eps", 0.01),
+    ("transformer/config.json", "norm_eps", "x"),
 ]
 
 
@@ -777,6 +820,98 @@ def test_weights_of_pipeline_folders(tmp_path, pipeline, name):
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(SAFETENSORS[name])
     refused(read_pipeline, folder, tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize(
+    "file", ["model_index.json", "scheduler/scheduler_config.json", "transformer/config.json"]
+)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_pipes_and_devices_in_pipeline_folders_are_not_opened(tmp_path, pipeline, file, make):
+    folder = copied(pipeline, tmp_path / "folder")
+    replaced(folder / file, make)
+    assert "not a regular file" in refused(read_pipeline, folder, tmp_path / "out.pth")
+
+
+BIAS = "proj_out_2.bias"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def sharded(folder, change=lambda weights: weights, index=lambda listed: {"weight_map": listed}):
+    """Split the weights into a.safetensors, which holds `BIAS` and may be changed, and b."""
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = read_state_dict(path, "the test")
+    path.unlink()
+    names = sorted(state)
+    parts = {"a": names[: len(names) // 2], "b": names[len(names) // 2 :]}
+    for part, keys in parts.items():
+        weights = {key: state[key].clone() for key in keys}
+        save_file(
+            change(weights) if part == "a" else weights, path.with_name(f"{part}.safetensors")
+        )
+    listed = {key: f"{part}.safetensors" for part, keys in parts.items() for key in keys}
+    content = index({key: listed[key] for key in sorted(listed)})
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "transformer" / INDEX).write_text(text)
+    return folder
+
+
+def test_a_transformer_in_several_files_is_read_as_one(tmp_path, pipeline):
+    read_pipeline(pipeline, tmp_path / "one.pth")
+    folder = sharded(copied(pipeline, tmp_path / "folder"))
+    read_pipeline(folder, tmp_path / "several.pth")
+    one, several = (checkpoint.load(tmp_path / f"{name}.pth")["ema"] for name in ("one", "several"))
+    assert one.keys() == several.keys()
+    assert all(torch.equal(one[key], several[key]) for key in one)
+
+
+SHARDS = {  # of the weights in the first file
+    "another shape": lambda weights: {**weights, BIAS: torch.zeros(5)},
+    "one is missing": lambda weights: {k: v for k, v in weights.items() if k != BIAS},
+    "integers": lambda weights: {**weights, BIAS: weights[BIAS].long()},
+}
+INDEXES = {
+    "no map": lambda listed: {"metadata": {}},
+    "the map is a list": lambda listed: {"weight_map": [1]},
+    "the map is empty": lambda listed: {"weight_map": {}},
+    "a list": lambda listed: [],
+    "no JSON": lambda listed: "{",
+    "deep": lambda listed: nested(100_000),
+    "a file above": lambda listed: {"weight_map": {**listed, BIAS: "../x.safetensors"}},
+    "an absolute file": lambda listed: {"weight_map": {**listed, BIAS: "/etc/passwd"}},
+    "the folder": lambda listed: {"weight_map": {**listed, BIAS: ".."}},
+    "a file that is absent": lambda listed: {"weight_map": {**listed, BIAS: "c.safetensors"}},
+    "a file of another kind": lambda listed: {"weight_map": {**listed, BIAS: "config.json"}},
+    "a number as a file": lambda listed: {"weight_map": {**listed, BIAS: 5}},
+    "a list as a file": lambda listed: {"weight_map": {**listed, BIAS: ["a"]}},
+    "the other file": lambda listed: {"weight_map": {**listed, BIAS: "b.safetensors"}},
+    "a weight is not listed": lambda listed: {
+        "weight_map": {k: v for k, v in listed.items() if k != BIAS}
+    },
+    "a weight that no file has": lambda listed: {"weight_map": {**listed, "x": "a.safetensors"}},
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_weights_of_a_transformer_in_several_files(tmp_path, pipeline, name):
+    folder = sharded(copied(pipeline, tmp_path / "folder"), SHARDS[name])
+    assert BIAS in refused(read_pipeline, folder, tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes_of_a_transformer_in_several_files(tmp_path, pipeline, name):
+    folder = sharded(copied(pipeline, tmp_path / "folder"), index=INDEXES[name])
+    refused(read_pipeline, folder, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("key", ["num_layers", "attention_head_dim", "num_embeds_ada_norm"])
+def test_sizes_of_a_transformer_in_several_files(tmp_path, pipeline, key):
+    """Each is compared with the shapes before memory is taken for it."""
+    folder = sharded(copied(pipeline, tmp_path / "folder"))
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: 500}))
+    message = refused(read_pipeline, folder, tmp_path / "out.pth")
+    assert "has no" in message or "has the shape" in message
 
 
 # ---- archives and pictures ------------------------------------------------------------------

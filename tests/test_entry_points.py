@@ -161,3 +161,10 @@ def test_load_generator(run, tmp_path, monkeypatch, options, message):
 )
 def test_grids(images, columns, message):
     refused(message, make_grid, images, columns=columns)
+
+
+@pytest.mark.parametrize("noise", [torch.zeros(2, 4, 8, 8), [0.0], {"image": [0.0]}, 5], ids=repr)
+@pytest.mark.parametrize("name", ["sample", "latents"])
+def test_noise_of_another_kind(generator, name, noise):
+    with pytest.raises(ValueError, match="noise: must be {name of a stream: tensor}"):
+        getattr(generator, name)([0, 1], noise=noise, steps=1)

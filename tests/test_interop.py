@@ -416,14 +416,27 @@ def test_a_sit_with_a_variance_is_refused_by_layouts_without_one(tmp_path):
         interop.export_weights(tmp_path / "o.pth", tmp_path / "b.pt", layout="repa")
 
 
-def test_latents_of_another_scale_are_told(tmp_path):
-    tokenizer = {**BUNDLED, "mean": [0.1, 0.2, 0.3, 0.4], "std": [1.0, 2.0, 3.0, 4.0]}
-    source = own_run(tmp_path / "o.pth", tokenizer=tokenizer)
-    done = interop.export_weights(source, tmp_path / "b.pt", layout="irepa")
-    assert done["notes"] == [
-        "its latents are scaled by the tokenizer's mean, std: give the official script the same "
-        "instead of 0.18215"
-    ]
+@pytest.mark.parametrize(
+    ("layout", "scaling", "told"),
+    [
+        (
+            "repa",
+            {"scale": 0.5},
+            "scale=0.5, those of the official script by the autoencoder's own",
+        ),
+        ("repa", {"statistics": "sd-imagenet"}, "by statistics='sd-imagenet', those of"),
+        ("irepa", {}, "(Stable Diffusion's: 0.18215), those of the official script by statistics="),
+        ("irepa", {"mean": [0.1, 0.2, 0.3, 0.4], "std": [1.0, 2.0, 3.0, 4.0]}, "std=[1.0, 2.0,"),
+        ("repa", {}, None),
+        ("irepa", {"statistics": "sd-imagenet"}, None),
+    ],
+)
+def test_latents_of_another_scale_are_told(tmp_path, layout, scaling, told):
+    """AHPA's and iREPA's configs standardise each channel, which REPA's script does not."""
+    source = own_run(tmp_path / "o.pth", tokenizer={**BUNDLED, **scaling})
+    notes = interop.export_weights(source, tmp_path / "b.pt", layout=layout)["notes"]
+    found = [note for note in notes if "its latents are scaled by" in note]
+    assert len(found) == (told is not None) and (told is None or told in found[0])
 
 
 def test_one_kind_of_weights_is_written_under_both_names(tmp_path):

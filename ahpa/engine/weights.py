@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..registry import UserError
-from ..registry.files import read_json, user_path
+from ..registry.files import read_bounded, read_json, user_path
 from ..registry.hub import hub_file
 from . import checkpoint
 
@@ -25,6 +25,7 @@ FORMAT = "ahpa-1"
 NEEDED = ("resolution", "tokenizer", "backbone")  # keys of a config's model section
 BUILT = (*NEEDED, "flow", "conditioner")  # what sampling builds
 LARGEST = 1 << 20  # of the integers that describe a model
+MOST_SUMS = 1 << 16  # bytes of a file of sums
 MOST_PIXELS = 1 << 13  # of a side; the positions of more would not fit into memory
 IMPORTS = ("custom_imports", "_import_", "_base_", "auto_map", "trust_remote_code")
 
@@ -206,10 +207,7 @@ def check_sums(source: str, files: Mapping[str, Path], sums: Path) -> None:
     Raises:
         UserError: If the file of sums is missing or lacks a file, or if a file differs.
     """
-    try:
-        lines = sums.read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: {SUMS} cannot be read ({error}).") from error
+    lines = read_bounded(sums, source, most=MOST_SUMS).decode("ascii", "replace").splitlines()
     published = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name, path in files.items():
         if published.get(name) != sha256(path):

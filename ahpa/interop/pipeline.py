@@ -7,6 +7,7 @@ DiTPipeline: the time embedding has the frequencies of DiT's and SiT's publicati
 continuous, for velocities; the null class is the last row of the table.
 """
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,6 +25,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; booleans are not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 class AlignedTransformerPipeline(DiffusionPipeline):
@@ -167,8 +174,12 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         config = self.transformer.config
         labels = torch.tensor(self.check_labels(class_labels), device=device)
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        if latents is not None and not isinstance(latents, Tensor):
+            raise ValueError(f"latents: must be a tensor, got a {type(latents).__name__}.")
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents: must have the shape {shape}, got {tuple(latents.shape)}.")
+        if not is_number(guidance_scale):
+            raise ValueError(f"guidance_scale: must be a finite number, got {guidance_scale!r}.")
         if type(num_inference_steps) is not int or num_inference_steps < 1:
             raise ValueError(
                 f"num_inference_steps: must be a positive integer, got {num_inference_steps!r}."
@@ -176,9 +187,13 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             valid = ", ".join(OUTPUT_TYPES)
             raise ValueError(f"output_type: {output_type!r} is unknown. Valid: {valid}.")
-        low, high = guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance_interval: must be in [0, 1], got {guidance_interval!r}.")
+        bounds = guidance_interval if isinstance(guidance_interval, (list, tuple)) else ()
+        pair = len(bounds) == 2 and all(is_number(bound) for bound in bounds)
+        if not pair or not 0 <= bounds[0] <= bounds[1] <= 1:
+            raise ValueError(
+                f"guidance_interval: must be two numbers in [0, 1], got {guidance_interval!r}."
+            )
+        low, high = bounds
         guided = config.in_channels if guidance_channels is None else guidance_channels
         if type(guided) is not int or not 1 <= guided <= config.in_channels:
             raise ValueError(

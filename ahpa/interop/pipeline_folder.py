@@ -18,17 +18,18 @@ from torch import Tensor
 from ..backbones.sit import SiT
 from ..engine import checkpoint
 from ..engine.assembly import build_generator_parts
-from ..engine.weights import read_run, with_autoencoder
+from ..engine.weights import MOST_PIXELS, read_run, with_autoencoder
 from ..flow.discrete import DiscretePath
 from ..flow.flows import ContinuousFlow
 from ..registry import TOKENIZERS, UserError, build
-from ..registry.contracts import Flow, Tokenizer
+from ..registry.contracts import Backbone, Flow, Tokenizer
+from ..registry.errors import printable
 from ..registry.files import read_json, whole_folder
 from ..registry.shapes import shapes_only
-from ..registry.validation import boolean, integer, is_integer, positive
-from ..registry.weight_files import read_shapes
+from ..registry.validation import boolean, integer, number, positive
+from ..registry.weight_files import read_shapes, read_state_dict
 from ..tokenizers.autoencoder_kl import KLAutoencoder
-from .published import Imported, State
+from .published import MOST_BLOCKS, Imported, State, build_backbone
 
 STOCK_CLASSES = 1000  # diffusers' DiTPipeline takes this label for the null class
 STOCK_PIPELINE = "DiTPipeline"
@@ -38,7 +39,28 @@ TAILS = ("weight", "bias")
 TRANSFORMER = "transformer/config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 MOST_SIZE = 1 << 20  # largest integer in a transformer's config
+MOST_CHANNELS = 1 << 12  # of a latent
 MOST_STEPS = 1 << 20  # of a noise schedule
+MOST_EPS = 1e-5  # of LayerNorm: diffusers' default; ours, as DiT's own, is 1e-6
+COMPUTED = {  # what the shapes of a DiTTransformer2DModel do not tell
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_type": "ada_norm_zero",
+}
+DEFAULTS: dict[str, Any] = {  # diffusers' own, for what a config leaves out
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": None,
+    "num_layers": 28,
+    "sample_size": 32,
+    "patch_size": 2,
+    "num_embeds_ada_norm": 1000,
+    "norm_eps": 1e-5,
+    **COMPUTED,
+}
+POSITIONS = {"pos_embed.pos_embed"}  # the fixed positions, which some versions stored
 
 # Names of linear layers, ours -> diffusers'.
 OUTER = {
@@ -366,17 +388,17 @@ prediction differs a little, since that class embeds the time with other frequen
 
 @dataclass(frozen=True)
 class Folder:
-    """What a pipeline folder holds.
+    """What the config files of a pipeline folder hold.
 
     Attributes:
         index: model_index.json.
         scheduler: The scheduler's config.
-        transformer: The loaded DiTTransformer2DModel.
+        transformer: The transformer's config, with diffusers' defaults for what it leaves out.
     """
 
     index: dict[str, Any]
     scheduler: dict[str, Any]
-    transformer: Any
+    transformer: dict[str, Any]
 
     @property
     def discrete(self) -> bool:
@@ -387,7 +409,8 @@ class Folder:
 def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Imported:
     """Turn a diffusers pipeline folder of a DiT, or one of ours, into a checkpoint.
 
-    No code of the folder is executed.
+    No code of the folder is executed, and the sizes in its configs are compared with the shapes in
+    its weight files before memory is taken for them.
 
     Args:
         source: The folder.
@@ -399,11 +422,16 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Impo
     """
     source = Path(source)
     found = read_folder(source)
+    own = found.transformer
+    files = weight_files(source / "transformer")
     options = backbone_options(found)
-    own = found.transformer.config
     tokenizer_cfg = {"type": "KLAutoencoder", "source": vae or str(source)}
     tokenizer: Tokenizer = build(TOKENIZERS, tokenizer_cfg, where="the autoencoder")
-    resolution = own.sample_size * tokenizer.downsample
+    side = integer("sample_size", own["sample_size"], most=MOST_PIXELS // tokenizer.downsample)
+    resolution = side * tokenizer.downsample
+    backbone = build_backbone(options, side, own["in_channels"])
+    theirs, left_out = read_transformer(source, files, backbone, own["num_embeds_ada_norm"])
+    state = from_diffusers(theirs, options["depth"], options["num_classes"])
     model: dict[str, Any] = {
         "resolution": resolution,
         "backbone": options,
@@ -422,74 +450,144 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Impo
     names = class_names(found.index.get("id2label"), options["num_classes"])
     if names:
         model["classes"] = names
-    theirs = found.transformer.state_dict()
-    state = from_diffusers(theirs, own.num_layers, options["num_classes"])
     checkpoint.save_imported(model, state, Path(target), layout="diffusers")
-    return Imported(backbone=options, resolution=resolution, kept=[], left_out=[])
+    return Imported(backbone=options, resolution=resolution, kept=[], left_out=left_out)
 
 
 def read_folder(source: Path) -> Folder:
-    """Read a pipeline folder of a DiT. Raises UserError if it is another one or incomplete."""
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    """Read the configs of a pipeline folder of a DiT.
 
+    Raises:
+        UserError: If it is another one or incomplete, or if its network computes something else.
+    """
+    what = f"{source} is not a pipeline folder of a diffusers DiT"
     index, scheduler, config = (
-        read_json(source / name, f"{source} is not a pipeline folder of a diffusers DiT")
+        read_json(source / name, what)
         for name in ("model_index.json", "scheduler/scheduler_config.json", TRANSFORMER)
     )
     try:
-        refuse_other_sizes(source / "transformer", config)
-        transformer, loaded = DiTTransformer2DModel.from_pretrained(
-            source / "transformer", local_files_only=True, output_loading_info=True
-        )
-        found = Folder(index, scheduler, transformer)
+        found = Folder(index, scheduler, {**DEFAULTS, **config})
         steps = scheduler["num_train_timesteps"]
         integer("num_train_timesteps", steps, least=1, most=MOST_STEPS)
         if found.discrete:
             positive("beta_start", scheduler["beta_start"])
             positive("beta_end", scheduler["beta_end"])
+        linear = scheduler.get("beta_schedule") == "linear"
+        noise = scheduler.get("prediction_type", "epsilon") == "epsilon"
     except Exception as error:  # a folder of someone else may fail in any way
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"{source} is not a pipeline folder of a diffusers DiT: {reason}"
-        ) from error
-    absent = sorted(loaded["missing_keys"])  # diffusers only warns, and leaves them random
-    if absent:
-        more = " ..." if len(absent) > 3 else ""
-        shown = ", ".join(absent[:3])
-        raise UserError(f"{source}: the transformer's file has no {shown}{more}.")
-    linear = scheduler.get("beta_schedule") == "linear"
-    noise = scheduler.get("prediction_type", "epsilon") == "epsilon"
+        raise UserError(f"{what}: {reason}") from error
     if "time_scale" not in index and not (found.discrete and linear and noise):
         raise UserError(
             f"{source}: its scheduler is neither DiT's (noise, linearly spaced betas) "
             "nor one of ahpa's."
         )
+    for key, only in COMPUTED.items():
+        given = found.transformer[key]
+        if type(given) is not type(only) or given != only:
+            shown = printable(repr(given)[:80])
+            raise UserError(f"{what}: transformer: {key} is {shown}, DiT's is {only!r}.")
+    number(f"{what}: transformer: norm_eps", found.transformer["norm_eps"], least=0, most=MOST_EPS)
     return found
 
 
-def refuse_other_sizes(folder: Path, config: Mapping[str, Any]) -> None:
-    """Check that a transformer's config has the sizes of its weights, before it is built.
+def weight_files(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Find the weights of a transformer: in one file, or in several that an index lists.
+
+    Args:
+        folder: The transformer's folder.
+
+    Returns:
+        {name of a weight: (its file, its shape)}, read from the headers alone.
 
     Raises:
-        UserError: If it does not.
+        UserError: If there is no weight file, if the index names a file of another folder, or if a
+            file does not hold what the index promises.
     """
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-
     what = "the transformer"
-    for key, value in config.items():
-        if is_integer(value):
-            integer(f"{what}: {key}", value, most=MOST_SIZE)
-    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not files:
-        return  # several files, which diffusers reads one at a time
-    shapes = read_shapes(files[0], what)
-    integer(f"{what}: num_layers", config.get("num_layers", 28), most=len(shapes))
+    for name in WEIGHTS:  # in diffusers' order
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return sharded_weights(index)
+        if (folder / name).is_file():
+            path = folder / name
+            return {key: (path, shape) for key, shape in read_shapes(path, what).items()}
+    raise UserError(f"{what}: {folder} has none of {', '.join(WEIGHTS)}, and no index of several.")
+
+
+def sharded_weights(index: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Find the weights that an index lists; see `weight_files`."""
+    what = "the transformer"
+    content = read_json(index, what)
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{what}: {index.name} has no weight_map, {{weight: file}}.")
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, name in listed.items():
+        shown = printable(repr(name)[:80])
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise UserError(
+                f"{what}: {index.name} names {shown} for {printable(key[:80])}; expected the name "
+                "of a file beside it."
+            )
+        if name not in shapes:
+            shapes[name] = read_shapes(index.with_name(name), what)
+        if key not in shapes[name]:
+            raise UserError(
+                f"{what}: {shown} holds no {printable(key[:80])}, which {index.name} promises."
+            )
+    return {key: (index.with_name(name), shapes[name][key]) for key, name in listed.items()}
+
+
+def read_transformer(
+    source: Path,
+    files: Mapping[str, tuple[Path, tuple[int, ...]]],
+    backbone: Backbone,
+    classes: int,
+) -> tuple[State, list[str]]:
+    """Read the weights of a transformer that has the names and shapes of a backbone.
+
+    Args:
+        source: The pipeline folder, for messages.
+        files: What `weight_files` found.
+        backbone: Our backbone, which may be on the meta device.
+        classes: Number of labels in diffusers' table, without the null class.
+
+    Returns:
+        The state dict under diffusers' names, float32, and what was left out.
+
+    Raises:
+        UserError: If a weight is missing, unknown, of another shape, or not of floats.
+    """
     with shapes_only():
-        network: Any = DiTTransformer2DModel.from_config(dict(config))
-    for name, value in network.state_dict().items():
-        given = shapes.get(name, tuple(value.shape))
-        if given != tuple(value.shape):
-            raise UserError(f"{name} has the shape {given}, expected {tuple(value.shape)}")
+        rows = torch.empty(classes + 1, backbone.hidden_size)
+        ours = {**backbone.state_dict(), TABLE: rows}
+        wanted = to_diffusers(ours, backbone.depth, classes)
+    left_out = sorted(files.keys() & POSITIONS)
+    absent = sorted(wanted.keys() - files.keys())
+    unknown = sorted(files.keys() - wanted.keys() - POSITIONS)
+    for verb, keys in (("has no", absent), ("has unknown", unknown)):
+        if keys:
+            more = " ..." if len(keys) > 3 else ""
+            shown = printable(", ".join(keys[:3])[:300])
+            raise UserError(f"{source}: the transformer's file {verb} {shown}{more}.")
+    for key, value in wanted.items():
+        given, expected = files[key][1], tuple(value.shape)
+        if given != expected:
+            raise UserError(
+                f"{source}: the transformer's {key} has the shape {given}; its config tells "
+                f"{expected}."
+            )
+    state: State = {}
+    for path in sorted({path for path, _ in files.values()}):
+        keys = [key for key in wanted if files[key][0] == path]
+        state |= read_state_dict(path, "the transformer", keys)
+    odd = [key for key, value in state.items() if not value.is_floating_point()]
+    if odd:
+        raise UserError(
+            f"{source}: the transformer's {odd[0]} holds {state[odd[0]].dtype}, not floats."
+        )
+    return {key: value.float() for key, value in state.items()}, left_out
 
 
 def class_names(labels: Any, count: int) -> list[str]:
@@ -513,19 +611,33 @@ def class_names(labels: Any, count: int) -> list[str]:
 
 
 def backbone_options(found: Folder) -> dict[str, Any]:
-    """Return the config of our backbone for a folder's transformer."""
-    own, index = found.transformer.config, found.index
+    """Return the config of our backbone for a folder's transformer.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+    own, index = found.transformer, found.index
     steps = float(found.scheduler["num_train_timesteps"])
-    classes = index.get("num_classes", own.num_embeds_ada_norm)
-    learns_sigma = own.out_channels is not None and own.out_channels == 2 * own.in_channels
+
+    def size(key: str, most: int = MOST_SIZE) -> int:
+        return integer(f"the transformer: {key}", own[key], least=1, most=most)
+
+    heads = size("num_attention_heads")
+    rows = size("num_embeds_ada_norm")
+    channels = size("in_channels", MOST_CHANNELS)
+    if own["out_channels"] not in (None, channels, 2 * channels):
+        raise UserError(
+            f"the transformer: out_channels is {printable(repr(own['out_channels'])[:80])}; a DiT "
+            f"of {channels} channels has {channels}, or {2 * channels} with a variance."
+        )
     return {
         "type": "DiT" if found.discrete else "SiT",
-        "depth": own.num_layers,
-        "num_heads": own.num_attention_heads,
-        "hidden_size": own.num_attention_heads * own.attention_head_dim,
-        "patch_size": own.patch_size,
-        "num_classes": integer("num_classes", classes, least=1, most=own.num_embeds_ada_norm),
-        "learn_sigma": learns_sigma,
+        "depth": size("num_layers", MOST_BLOCKS),
+        "num_heads": heads,
+        "hidden_size": heads * size("attention_head_dim", MOST_SIZE // heads),
+        "patch_size": size("patch_size"),
+        "num_classes": integer("num_classes", index.get("num_classes", rows), least=1, most=rows),
+        "learn_sigma": own["out_channels"] == 2 * channels,
         "reversed_time": boolean("reversed_time", index.get("reversed_time", False)),
         "time_scale": positive("time_scale", index.get("time_scale", steps)),
     }

@@ -8,6 +8,7 @@ the backbone, the heads of the alignment, is kept in the checkpoint for the way 
 
 import argparse
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..registry.contracts import Backbone
 from ..registry.errors import printable
 from ..registry.files import write_file
 from ..registry.shapes import shapes_only
+from ..registry.validation import integer
 from ..registry.weight_files import read_contents
 from .layouts import (
     FORMATS,
@@ -40,10 +42,12 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 MMDIT_HEAD = 32  # width of a head of REPA's MMDiT
 OUTPUT = "final_layer.linear."
 DOWNSAMPLE = 8  # pixels per latent of all published models
+MOST_BLOCKS = 512
+MOST_STEPS = 1 << 40
 TOLERANCE = 1e-4  # largest deviation of a file's positions from the formula
 PATHS = {"linear": "LinearPath", "cosine": "CosinePath", "gvp": "CosinePath"}
 """Our names of the paths that the arguments in a file name; SiT's GVP is REPA's cosine."""
-SCALING = ("scale", "shift", "mean", "std")  # options of KLAutoencoder
+SCALING = ("scale", "shift", "mean", "std", "statistics")  # options of KLAutoencoder
 VELOCITY = ("v", "velocity")
 
 
@@ -188,11 +192,12 @@ def read_published_file(path: Path, weights: str = "ema") -> Contents:
     args = vars(given) if isinstance(given, argparse.Namespace) else {}
     optimizer = contents.get("opt") if "model" in contents else None
     steps = contents.get("steps", contents.get("train_steps", 0))
+    integer(f"{path}: steps", steps, most=MOST_STEPS)
     return Contents(
         states,
         args,
         optimizer if isinstance(optimizer, Mapping) else None,
-        steps if isinstance(steps, int) else 0,
+        steps,
     )
 
 
@@ -213,7 +218,10 @@ def tensors_of(path: Path, state: Any) -> State:
     if sum(x.nbytes for x in state.values()) > path.stat().st_size:
         raise UserError(f"{path} is refused: its shapes promise more numbers than it holds.")
     bare = {key.removeprefix("module.").removeprefix("_orig_mod."): x for key, x in state.items()}
-    return join_decoder_blocks(bare)
+    joined = join_decoder_blocks(bare)
+    if len(joined) < len(state):
+        raise UserError(f"{path} is refused: it holds some weights twice, under several names.")
+    return joined
 
 
 def join_decoder_blocks(state: State) -> State:
@@ -351,6 +359,7 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
     """
     joint = kind == "MMDiT"
     numbers = block_numbers(state, "joint_blocks" if joint else "blocks")
+    integer("blocks of the file", len(numbers), most=MOST_BLOCKS)
     first = "joint_blocks.0.x_block." if joint else "blocks.0."
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
@@ -385,7 +394,7 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
         if f"{norm}bias" not in state:
             raise UserError(f"{norm}weight without a bias: an RMSNorm of queries is not supported.")
         options["qk_norm"] = True
-        heads = num_heads or width // len(state[f"{norm}weight"])
+        heads = num_heads or width // max(1, state[f"{norm}weight"].numel())
     if not heads:
         raise UserError(
             f"the number of attention heads of a model of width {width} is unknown; "
@@ -400,9 +409,10 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
 
 def check_positions(found: Tensor, backbone: Backbone) -> None:
     """Check a file's positions against the fixed ones. Raises UserError if they differ."""
-    wanted = positions_of(backbone)
-    same = found.shape == wanted.shape and found.is_floating_point()
-    if same:
+    shape = (1, backbone.prefix + math.prod(backbone.grid), backbone.hidden_size)
+    same = found.shape == shape and found.is_floating_point()
+    if same:  # the table is computed only if the file has one of its size
+        wanted = positions_of(backbone)
         tolerance = max(TOLERANCE, torch.finfo(found.dtype).eps)  # positions lie in [-1, 1]
         same = bool((found.float() - wanted).abs().max() <= tolerance)
     if not same:
@@ -531,7 +541,8 @@ def read_source(source: Path | str, layout: str, weights: str) -> Source:
         kind = config["weights"]
         if weights not in ("both", kind):
             raise UserError(f"{source} only holds the {kind!r} weights.")
-        return Source(config["model"], {kind: state}, {}, config.get("iteration", 0))
+        steps = integer(f"{source}: iteration", config.get("iteration", 0), most=MOST_STEPS)
+        return Source(config["model"], {kind: state}, {}, steps)
     saved = checkpoint.load(path)
     meta = saved["meta"]
     model = dict(meta["config"]["model"])
@@ -594,10 +605,16 @@ def check_flow(source: object, name: str, model: Mapping[str, Any]) -> list[str]
     notes = []
     if (flow.get("path") or {}).get("type") == "CosinePath":
         notes.append("trained on the cosine path: sample with --path-type cosine (SiT: GVP)")
-    own = [name for name in SCALING if model["tokenizer"].get(name) is not None]
-    if own:
+    ours, theirs = scaling(model["tokenizer"]), scaling(FORMATS[name].tokenizer)
+    if ours != theirs:
         notes.append(
-            f"its latents are scaled by the tokenizer's {', '.join(own)}: give the official script "
-            "the same instead of 0.18215"
+            f"its latents are scaled by {ours}, those of the official script by {theirs}: give "
+            "the script the same scaling, or its samples are wrong"
         )
     return notes
+
+
+def scaling(tokenizer: Mapping[str, Any]) -> str:
+    """Describe how a tokenizer's config scales the latents, as "statistics='sd-imagenet'"."""
+    own = [f"{key}={tokenizer[key]!r}" for key in SCALING if tokenizer.get(key) is not None]
+    return ", ".join(own) or "the autoencoder's own factor (Stable Diffusion's: 0.18215)"

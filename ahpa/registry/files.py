@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -132,17 +133,38 @@ def read_json(path: Path, what: str, *, most: int = LARGEST_JSON) -> Any:
         UserError: If it is missing or not JSON, larger than `most`, nested more than 64 deep, or
             holds a number that is not finite.
     """
+    data = read_bounded(path, what, most=most)
     try:
+        found = json.loads(data, parse_constant=_refuse_constant)
+        _refuse_deep(found)
+    except (ValueError, RecursionError) as error:
+        reason = printable(str(error))[:200]
+        raise UserError(f"{what}: {path.name} cannot be read ({reason}).") from error
+    return found
+
+
+def read_bounded(path: Path, what: str, *, most: int) -> bytes:
+    """Read a small file that someone else may have written; a pipe or a device is not opened.
+
+    Args:
+        path: The file.
+        what: What it is, for messages.
+        most: Largest size in bytes.
+
+    Raises:
+        UserError: If it is missing, no regular file, or larger than `most`.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise ValueError(f"it is larger than {most} bytes")
-        found = json.loads(data, parse_constant=_refuse_constant)
-        _refuse_deep(found)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = printable(str(error))[:200]
         raise UserError(f"{what}: {path.name} cannot be read ({reason}).") from error
-    return found
+    return data
 
 
 def _refuse_constant(name: str) -> NoReturn:

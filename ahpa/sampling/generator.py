@@ -26,6 +26,18 @@ from .progress import SamplingBar
 LARGEST_SEED = 2**63
 
 
+def check_kind(noise: Any) -> None:
+    """Raise ValueError unless given noise is None or {name of a stream: tensor}."""
+    if noise is None:
+        return
+    streams = isinstance(noise, Mapping) and all(isinstance(x, Tensor) for x in noise.values())
+    if not streams:
+        held = type(noise).__name__
+        if isinstance(noise, Mapping):
+            held = f"a dict of {', '.join(sorted({type(x).__name__ for x in noise.values()}))}"
+        raise ValueError(f"noise: must be {{name of a stream: tensor}}, got {held}.")
+
+
 class SampleNoise:
     """Standard normals for a batch of samples, each from a stream (seed, index) of its own.
 
@@ -263,6 +275,7 @@ class Generator:
         wanted = self.conditions(wanted)
         positive_int("batch", batch)
         integer("first", first)
+        check_kind(noise)
         for name, given in (noise or {}).items():
             if len(given) != len(wanted):
                 raise ValueError(f"noise: {name!r} is for {len(given)} samples, not {len(wanted)}.")
@@ -353,6 +366,7 @@ class Generator:
         count = len(wanted)
         draw = SampleNoise(seed, range(first, first + count))
         start = self._start(draw, device)
+        check_kind(noise)
         if noise is not None:
             start = self._given(noise, start)
         cond = self.conditioner.encode(wanted, device)
