@@ -17,7 +17,7 @@ from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
 from ..engine.weights import with_autoencoder
-from ..registry import signals
+from ..registry import UserError, signals
 from ..registry.contracts import Dataset
 from ..registry.errors import printable
 from ..registry.locations import find_config
@@ -120,6 +120,8 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: For a mistake, before data or weights are touched.
     """
     refuse_empty(config=args.config, data=args.data, vae=args.vae, work_dir=args.work_dir)
+    if args.accept_changed_data and not args.resume:
+        raise UserError("--accept-changed-data: has no effect without --resume; add it.")
     path = find_config(args.config)
     cfg = configs.load(path)
     configs.check_keys(cfg)

@@ -58,6 +58,7 @@ PARTS = (  # dicts inside the sections that commands change
     ("optim_wrapper", "optimizer"),
 )
 LARGEST_SEED = 2**32 - 1  # of numpy's global generator
+ENDLESS = 10**8  # steps; mmengine's schedules end after 10**9 if nothing else is said
 SCHEDULE_RANGES = {  # options of mmengine's schedulers, which it does not check
     "T_max": positive_int,
     "begin": integer,
@@ -202,7 +203,25 @@ def check_schedules(schedulers: Any, optimizer: torch.optim.Optimizer, max_iters
                     validate(f"{where}.{key}", value)
         counted = {"by_epoch": False, **scheduler}
         built = build(PARAM_SCHEDULERS, counted, where=where, optimizer=optimizer)
+        check_length(built, where)
         check_schedule(built, where, max_iters)
+
+
+def check_length(scheduler: Any, where: str) -> None:
+    """Refuse a schedule of no given length, which mmengine stretches over a billion steps.
+
+    Raises:
+        ConfigError: If neither `end` nor another option says how long it is.
+    """
+    lengths = ("T_max", "total_steps", "total_iters")
+    state = scheduler.state_dict()
+    if max(state.get(name, 0) for name in lengths) >= ENDLESS:
+        own = [name for name in lengths if name in parameters(type(scheduler))[0]]
+        wanted = " or ".join(("end", *own))
+        raise ConfigError(
+            f"{where}: {type(scheduler).__name__} needs the option {wanted}, a number of optimiser "
+            "steps; without one it has no length."
+        )
 
 
 def check_schedule(scheduler: Any, where: str, max_iters: int) -> None:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from ..data.sampler import CursorLoader
 from ..registry import BACKBONES, DATASETS, HOOKS, PARAM_SCHEDULERS, UserError, build, signals
 from ..registry.contracts import Dataset
-from ..registry.files import write_file
+from ..registry.files import CannotWrite, write_file
 from ..registry.locations import command_line
 from ..registry.validation import positive_int
 from . import checkpoint, lock, resume
@@ -121,6 +121,7 @@ class AlignmentRunner(Runner, Run):
         processes = Processes.start(cfg.get("launcher", "none"))
         start_logging(rank=processes.rank)
         work_dir = Path(cfg["work_dir"])
+        processes.on_first(lambda: lock.refuse_if_held(work_dir))
         seed = (cfg.get("randomness") or {}).get("seed", 0)
         dataset = build_dataset(cfg)
         if fit_classes:
@@ -447,6 +448,7 @@ class AlignmentRunner(Runner, Run):
 
         Raises:
             NonFinite: If a weight or an average is not finite: that is never saved.
+            WorkDirInUse: If the lock was removed and another process trains in the folder.
             CannotWrite: If it cannot be written.
         """
         iteration = self.trainer.iteration
@@ -465,7 +467,11 @@ class AlignmentRunner(Runner, Run):
             raise NonFinite(
                 bad_weight(name, state[part][key], self.trainer.iteration, self.saved())
             )
-        checkpoint.save(state, path)
+        lock.keep(Path(self.work_dir))
+        try:
+            checkpoint.save(state, path)
+        except CannotWrite as error:
+            raise CannotWrite(f"{error} Then continue with --resume.") from error
 
     def _restore(self, saved: "SavedRun") -> None:
         """Load a saved run's state. Raises UserError if it does not fit."""
