@@ -87,6 +87,8 @@ def prepare(arguments: Sequence[str] | None = None) -> "Trainer":
     """
     signals.install()
     args = parse(arguments)
+    if args.accept_changed_data and not args.resume:
+        raise UserError("--accept-changed-data: has no effect without --resume; add it.")
     start_logging()
     end_if_asked(args)
     cfg = training_config(args)
@@ -120,8 +122,6 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: For a mistake, before data or weights are touched.
     """
     refuse_empty(config=args.config, data=args.data, vae=args.vae, work_dir=args.work_dir)
-    if args.accept_changed_data and not args.resume:
-        raise UserError("--accept-changed-data: has no effect without --resume; add it.")
     path = find_config(args.config)
     cfg = configs.load(path)
     configs.check_keys(cfg)

@@ -57,6 +57,13 @@ PARTS = (  # dicts inside the sections that commands change
     ("train_dataloader", "dataset"),
     ("optim_wrapper", "optimizer"),
 )
+REPLACED_HOOKS = {  # hooks of mmengine whose work is done elsewhere -> where
+    "CheckpointHook": "the section `checkpoints`",
+    "EMAHook": "model.ema",
+    "EarlyStoppingHook": "nothing, as there is no validation",
+    "LoggerHook": "train_cfg.log_interval",
+    "ParamSchedulerHook": "the section `param_scheduler`",
+}
 LARGEST_SEED = 2**32 - 1  # of numpy's global generator
 ENDLESS = 10**8  # steps; mmengine's schedules end after 10**9 if nothing else is said
 SCHEDULE_RANGES = {  # options of mmengine's schedulers, which it does not check
@@ -255,6 +262,23 @@ def check_visualizer(section: Mapping[str, Any] | None) -> None:
         check(VISBACKENDS, given, where=f"visualizer.vis_backends[{number}]")
 
 
+def check_hooks(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the hooks of the section `hooks` by name. Raises ConfigError."""
+    hooks = {}
+    for name, hook in section.items():
+        if hook is None:
+            continue
+        where = f"hooks.{name}"
+        hooks[name] = build(HOOKS, hook, where=where)
+        kind = hook["type"].rpartition(".")[2]
+        if kind in REPLACED_HOOKS:
+            raise ConfigError(
+                f"{where}: {kind} would do twice, or in another way, what the run does itself; its "
+                f"place is taken by {REPLACED_HOOKS[kind]}. Remove the hook."
+            )
+    return hooks
+
+
 def check_config(cfg: Mapping[str, Any]) -> AlignedDenoiser:
     """Check a whole config.
 
@@ -267,11 +291,7 @@ def check_config(cfg: Mapping[str, Any]) -> AlignedDenoiser:
     check_keys(cfg)
     check_data(cfg)
     check_visualizer(cfg.get("visualizer"))
-    hooks = {
-        name: build(HOOKS, hook, where=f"hooks.{name}")
-        for name, hook in (cfg.get("hooks") or {}).items()
-        if hook is not None
-    }
+    hooks = check_hooks(cfg.get("hooks") or {})
     with torch.device("meta"):
         net = build_model(cfg["model"])
     for name, hook in hooks.items():

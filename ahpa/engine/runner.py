@@ -483,6 +483,11 @@ class AlignmentRunner(Runner, Run):
                 saved.path, saved.changed, f"its state does not fit ({reason})"
             ) from error
         self.say(f"resumed from {saved.path} at iteration {self.trainer.iteration}")
+        if self.trainer.iteration >= self.max_iters:
+            self.say(
+                f"nothing is left to train: the run has {self.max_iters} iterations. A larger "
+                "--max-iters goes on."
+            )
         if saved.changed:
             self.say(f"changed since that checkpoint: {resume.describe(saved.changed)}")
 
