@@ -179,7 +179,10 @@ COMMANDS = {  # what the message must hold -> a shipped config and its --cfg-opt
         "ahpa_sit-b",
         [f"{M}.weight=dict(type='StepSchedule',values={{0.5: 1}})"],
     ),
-    "model.flow_loss: HybridLoss needs": ("ahpa_sit-b", ["model.flow_loss=dict(type='HybridLoss')"]),
+    "model.flow_loss: HybridLoss needs": (
+        "ahpa_sit-b",
+        ["model.flow_loss=dict(type='HybridLoss')"],
+    ),
     "(none), got cls": ("ahpa_sit-b", ["model.streams=dict(cls=None)"]),
     "(cls), got none": ("reg_sit-b", ["model.streams=None"]),
     "99 is not a block of the encoder": ("haste_sit-b", ["model.priors.dino.attention=[99]"]),

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from support.runs import train
+from support.runs import call, train
 
+from ahpa.cli import sample as command
 from ahpa.engine.inference import load_generator
 from ahpa.engine.pictures import make_grid
 from ahpa.registry import UserError
@@ -161,3 +162,14 @@ def test_load_generator(run, tmp_path, monkeypatch, options, message):
 )
 def test_grids(images, columns, message):
     refused(message, make_grid, images, columns=columns)
+
+
+def test_ctrl_c_in_a_command_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(command, "load_generator", interrupted)
+    done = call("sample", run, "--num", "1")
+    assert done.returncode == 130
+    assert done.stderr.strip() == "stopped by Ctrl-C before all samples were drawn."
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt

@@ -446,6 +446,8 @@ class AlignmentRunner(Runner, Run):
     def save(self) -> Path:
         """Write a checkpoint of this step, prune older ones, and return its path.
 
+        None is pruned in a row of bad steps: the weights that led to it may be the cause.
+
         Raises:
             NonFinite: If a weight or an average is not finite: that is never saved.
             WorkDirInUse: If the lock was removed and another process trains in the folder.
@@ -455,7 +457,7 @@ class AlignmentRunner(Runner, Run):
         path = self.checkpoint_path(iteration)
         state = self.state()
         self.processes.on_first(lambda: self._write_checkpoint(state, path))
-        if self.rank == 0:
+        if self.rank == 0 and not int(self.trainer.optimiser.bad_in_row):
             checkpoint.prune(path.parent, keep=self.checkpoints["keep"], last=iteration)
         self._saved_at = iteration
         return path
