@@ -63,7 +63,7 @@ def check_option(name: str, value: Any, parameter: inspect.Parameter) -> None:
 def is_no_value_of_a_config(annotation: Any) -> bool:
     """Whether an annotation names what only code can make, such as the tensor that torch's
     optimisers take as a learning rate."""
-    return getattr(annotation, "__module__", "").partition(".")[0] == "torch"
+    return isinstance(annotation, type) and annotation.__module__.partition(".")[0] == "torch"
 
 
 def says_nothing(annotation: Any) -> bool:
