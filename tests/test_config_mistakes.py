@@ -16,6 +16,7 @@ from test_configs import ALL, arguments
 
 from ahpa.cli import train as cli
 from ahpa.engine import config as configs
+from ahpa.engine.config_file import parse_value
 from ahpa.registry import BACKBONES, ConfigError, UserError, build
 from ahpa.registry.annotations import describe, fits
 from ahpa.registry.registry import ComponentRegistry
@@ -153,6 +154,54 @@ SCHEDULES: dict[str, dict[str, Any]] = {  # what the message must hold -> a sche
     "follows from": dict(type="LinearLR", optimizer=5),
 }
 
+NO_LENGTH: dict[str, dict[str, Any]] = {  # what the message must hold -> an endless schedule
+    "end or T_max": dict(type="CosineAnnealingLR", eta_min=0),
+    "end or total_steps": dict(type="OneCycleLR", eta_max=0.1),
+    "LinearLR needs the option end": dict(type="LinearLR", start_factor=0.1),
+    "ConstantLR needs the option end": dict(type="ConstantLR", factor=0.5),
+    "PolyLR needs the option end": dict(type="PolyLR", begin=10),
+}
+
+OWN_HOOKS = {  # hooks of mmengine -> what does their work
+    "CheckpointHook": "`checkpoints`",
+    "EMAHook": "model.ema",
+    "EarlyStoppingHook": "no validation",
+    "LoggerHook": "train_cfg.log_interval",
+    "ParamSchedulerHook": "`param_scheduler`",
+}
+
+COMMANDS = {  # what the message must hold -> a shipped config and its --cfg-options
+    "a projector must be a dict": ("ahpa_sit-b", [f"{M}.projector=dict()"]),
+    "an alignment must be a dict": ("ahpa_sit-b", [f"{M}=None"]),
+    "an optimizer must be a name": ("ahpa_sit-b", [f"{O}.type=None"]),
+    "with at least one, got ['CosineLoss']": ("ahpa_sit-b", [f"{M}.criteria=['CosineLoss']"]),
+    "{share of the run: weight}": (
+        "ahpa_sit-b",
+        [f"{M}.weight=dict(type='StepSchedule',values={{0.5: 1}})"],
+    ),
+    "model.flow_loss: HybridLoss needs": (
+        "ahpa_sit-b",
+        ["model.flow_loss=dict(type='HybridLoss')"],
+    ),
+    "(none), got cls": ("ahpa_sit-b", ["model.streams=dict(cls=None)"]),
+    "(cls), got none": ("reg_sit-b", ["model.streams=None"]),
+    "99 is not a block of the encoder": ("haste_sit-b", ["model.priors.dino.attention=[99]"]),
+    "lr: must be a finite number, got '1e-4x'": ("ahpa_sit-b", [f"{O}.lr=1e-4x"]),
+    "sampler: must be the name of a sampler": (
+        "ahpa_sit-b",
+        [f"{S}.sampler=dict(type='euler')"],
+    ),
+    "hooks.policy.interval: must be": ("ahpa_sit-b", ["hooks.policy.interval=0"]),
+    "WandbVisBackend has no option": (
+        "ahpa_sit-b",
+        ["visualizer=dict(type='RunVisualizer',vis_backends=[dict(type='WandbVisBackend',nme=1)])"],
+    ),
+    "param_scheduler[1]: a param scheduler": (
+        "ahpa_sit-b",
+        ["param_scheduler=[dict(type='LinearLR',end=10),5]"],
+    ),
+}
+
 OPTIMISERS: dict[str, dict[str, Any]] = {  # what the message must hold -> an optimiser
     "did you mean 'Adam'": dict(type="AdamV"),
     "LBFGS cannot train": dict(type="LBFGS"),
@@ -220,6 +269,7 @@ TRAIN = {  # what the message must hold -> command line after the config
     "train_cfg.max_iters": ["--max-iters", "0"],
     "train_cfg.max_iters: must": ["--max-iters", "-5"],
     "randomness.seed": ["--seed", "-1"],
+    "no effect without --resume": ["--accept-changed-data", "--demo"],
     "KEY=VALUE": ["--cfg-options", "depth"],
     "'=5' is not": ["--cfg-options", "=5"],
     "the config has no 'modle'": ["--cfg-options", "modle.x=5"],
@@ -296,6 +346,26 @@ def test_a_wrong_schedule(config, words):
     refused(changed(config, "param_scheduler", SCHEDULES[words]), "param_scheduler[0]", words)
 
 
+@pytest.mark.parametrize("words", NO_LENGTH)
+def test_a_schedule_without_its_length(config, words):
+    """mmengine would stretch it over a billion steps: the learning rate would stand still."""
+    refused(changed(config, "param_scheduler", NO_LENGTH[words]), "param_scheduler[0]", words)
+
+
+@pytest.mark.parametrize("kind", OWN_HOOKS)
+def test_a_hook_whose_work_the_run_does_itself(config, kind):
+    options = {"monitor": "loss"} if kind == "EarlyStoppingHook" else {}
+    refused(changed(config, "hooks.own", dict(type=kind, **options)), "hooks.own", OWN_HOOKS[kind])
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_mistakes_as_they_are_typed(words):
+    name, options = COMMANDS[words]
+    with pytest.raises(UserError) as caught:
+        cli.training_config(arguments(ROOT / "configs" / f"{name}.py", cfg_options=options))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("words", OPTIMISERS)
 def test_a_wrong_optimiser(config, words):
     refused(changed(config, O, OPTIMISERS[words]), O, words)
@@ -359,6 +429,23 @@ def test_commands_look_at_the_file_before_they_change_it(tmp_path, config, secti
 
 
 # ---- the commands ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[dict(type='A', b=[1, dict(c=2)]), 5]", [{"type": "A", "b": [1, {"c": 2}]}, 5]),
+        ("{1: dict(type='A')}", {1: {"type": "A"}}),
+        ("(1, dict(a=2))", (1, {"a": 2})),
+        ("dict(type=A)", {"type": "A"}),
+        ("[a, b]", "[a, b]"),
+        ("[f(1)]", "[f(1)]"),
+        ("{**x}", "{**x}"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_command_line(text, value):
+    assert parse_value(text) == value
 
 
 def one_line(done, message):

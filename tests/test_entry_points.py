@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from support.runs import train
+from support.runs import call, train
 
+from ahpa.cli import sample as command
 from ahpa.engine.inference import load_generator
 from ahpa.engine.pictures import make_grid
 from ahpa.registry import UserError
@@ -168,3 +169,14 @@ def test_grids(images, columns, message):
 def test_noise_of_another_kind(generator, name, noise):
     with pytest.raises(ValueError, match="noise: must be {name of a stream: tensor}"):
         getattr(generator, name)([0, 1], noise=noise, steps=1)
+
+
+def test_ctrl_c_in_a_command_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(command, "load_generator", interrupted)
+    done = call("sample", run, "--num", "1")
+    assert done.returncode == 130
+    assert done.stderr.strip() == "stopped by Ctrl-C before all samples were drawn."
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt

@@ -228,6 +228,20 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_source(tmp_path, config):
     assert _finite(final_state(tmp_path / "run"))
 
 
+def test_a_row_of_bad_steps_deletes_no_checkpoint_from_before_it(tmp_path, config):
+    """Weights that are finite and make every loss overflow would push out all sound ones."""
+    options = [
+        "model.flow_loss.at=[3, 4, 5, 6, 7]",
+        "optim_wrapper.max_bad_steps=5",
+        "checkpoints.interval=1",
+        "checkpoints.keep=2",
+        "hooks=None",
+    ]
+    train(tmp_path / "run", config=config, check=False, iters=9, options=options)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pth"))
+    assert kept[0] <= "iter_000000003.pth", kept
+
+
 def tiny_trainer():
     """A trainer around a tiny real model, with one batch that was just computed."""
     torch.manual_seed(0)

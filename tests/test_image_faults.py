@@ -23,6 +23,7 @@ from PIL import Image
 from support.runs import ROOT, TINY, call, environment, final_state, scalars, stable
 from test_distributed import TORCHRUN, wait_until_gone, workers_of
 
+from ahpa.data import images
 from ahpa.data.images import PASSING
 from ahpa.data.sampler import CursorLoader
 from ahpa.data.transforms import to_rgb
@@ -30,6 +31,7 @@ from ahpa.engine.inference import load_generator
 from ahpa.engine.run_log import LeftOut, start_logging
 from ahpa.interop.publish import publish
 from ahpa.registry import DATASETS, UserError, build
+from ahpa.registry.errors import UnreadableSample
 
 CONFIG = ROOT / "configs" / "sit-b.py"
 
@@ -396,3 +398,61 @@ def test_another_layout_is_refused_with_the_expected_one(tmp_path, make, message
     with pytest.raises(UserError, match=f"{message}.*DIR/cat/001.jpg") as caught:
         folder(make(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+# ---- searching for pictures ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("root", ["/", "/../", "link"])
+def test_the_root_of_the_file_system_is_refused_unsearched(tmp_path, monkeypatch, root):
+    (tmp_path / "link").symlink_to("/")
+    monkeypatch.setattr(os, "scandir", None)
+    with pytest.raises(UserError, match="is the root of the file system, not a data set"):
+        folder(tmp_path / "link" if root == "link" else root)
+
+
+def test_a_search_that_takes_long_says_what_it_has_seen(tmp_path, monkeypatch, caplog):
+    make_set(tmp_path)
+    monkeypatch.setattr(images, "FIRST_REPORT", 0.0)
+    with caplog.at_level("INFO", logger="ahpa"):
+        folder(tmp_path)
+    (said,) = caplog.messages
+    seen = "0 pictures among 0 files in 1 folders so far"
+    assert said == f"looking for pictures in {tmp_path}: {seen}"
+
+
+def test_a_quick_search_is_silent(tmp_path, caplog):
+    make_set(tmp_path)
+    with caplog.at_level("INFO", logger="ahpa"):
+        assert len(folder(tmp_path)) == 8
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("pictures", [0, 8])
+def test_a_tree_without_pictures_is_given_up_and_one_with_some_is_not(
+    tmp_path, monkeypatch, pictures
+):
+    """Scaled down: 1,000 entries instead of a million, one picture in 200 of them."""
+    monkeypatch.setattr(images, "HOPELESS", 1000)
+    monkeypatch.setattr(images, "HOPELESS_RATIO", 200)
+    if pictures:
+        make_set(tmp_path)
+    for number in range(12):
+        (tmp_path / f"d{number}").mkdir()
+        for file in range(100):
+            (tmp_path / f"d{number}" / f"{file}.txt").touch()
+    if pictures:
+        assert len(folder(tmp_path)) == pictures
+    else:
+        with pytest.raises(UserError, match="is not a folder of pictures: 0 pictures among"):
+            folder(tmp_path)
+
+
+def test_a_link_to_itself_is_left_out_and_does_not_refuse_the_rest(tmp_path):
+    make_set(tmp_path)
+    (tmp_path / "cat" / "self.png").symlink_to("self.png")
+    data = folder(tmp_path)
+    assert len(data) == 9
+    index = data.names.index("cat/self.png")
+    with pytest.warns(UnreadableSample, match="cat/self.png"):
+        assert data[index]["label"] == 0

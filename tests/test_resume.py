@@ -365,6 +365,11 @@ def test_what_is_only_named_like_a_checkpoint_is_passed_over(saved_run, kind):
     assert final_state(saved_run)["data"]["iteration"] == 3
 
 
+def test_a_run_that_is_at_its_end_says_that_nothing_is_left_to_train(saved_run):
+    done = train(saved_run, "--resume", iters=1)
+    assert "nothing is left to train: the run has 1 iterations" in done.stdout
+
+
 def test_with_nothing_but_damaged_checkpoints_the_run_does_not_begin_again(saved_run):
     (path,) = (saved_run / "checkpoints").iterdir()
     path.write_bytes(path.read_bytes()[:1000])

@@ -4,6 +4,7 @@ file of the same name, a folder that cannot be written. Real processes, real dis
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -23,6 +24,7 @@ from support.runs import (
 from ahpa.engine import checkpoint, lock
 from ahpa.engine.run_log import RunLog
 from ahpa.registry import UserError
+from ahpa.registry.files import write_file
 
 QUICK = ["hooks.samples.interval=1", "hooks.policy.interval=1"]
 
@@ -247,3 +249,53 @@ def test_a_folder_without_permission_is_named_before_the_first_step(tmp_path):
     done = train(folder / "run", iters=2, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert str(folder) in done.stderr and "--work-dir" in done.stderr
+
+
+def test_a_lock_that_somebody_removed_is_taken_again_before_the_next_checkpoint(tmp_path):
+    lock.take(tmp_path)
+    (tmp_path / lock.NAME).unlink()
+    lock.keep(tmp_path)
+    assert json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()
+    lock.release(tmp_path)
+    assert not (tmp_path / lock.NAME).exists()
+
+
+def test_a_run_whose_lock_was_removed_leaves_the_next_ones_files_alone(tmp_path):
+    """The removed lock let a second run in: the first neither saves there nor removes its lock."""
+    first = start(tmp_path, iters=100_000, options=["checkpoints.interval=1000000", "hooks=None"])
+    wait_for_iteration(tmp_path, 1, first)
+    (tmp_path / lock.NAME).unlink()
+    lock.take(tmp_path)
+    try:
+        first.send_signal(signal.SIGTERM)
+        out, _ = first.communicate(timeout=120)
+        assert first.returncode == 2, out
+        assert f"is in use: process {os.getpid()} on" in out.splitlines()[-1]
+        assert not list((tmp_path / "checkpoints").glob("*.pth"))
+        assert json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()
+    finally:
+        lock.release(tmp_path)
+
+
+def test_a_second_start_is_refused_before_it_reads_data(tmp_path):
+    """Listing ImageNet and loading an autoencoder take minutes."""
+    whole = [os.sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    (tmp_path / "run").mkdir()
+    holder = subprocess.Popen(whole, env=environment(), **pipes)
+    assert holder.stdout.readline() == b"taken\n"
+    second = train(tmp_path / "run", "--data", tmp_path / "missing", check=False)
+    assert f"process {holder.pid} on" in second.stderr, second.stderr
+    holder.stdin.close()
+    holder.wait()
+    third = train(tmp_path / "run", "--data", tmp_path / "missing", check=False)
+    assert "there are no images" in third.stderr
+
+
+def test_what_cannot_be_written_is_told_without_options_that_the_command_has_not(small_disk):
+    """`ahpa sample` has neither --work-dir nor --resume."""
+    folder = small_disk("size=64k")
+    with pytest.raises(UserError) as caught:
+        write_file(folder / "a.png", bytes(1 << 20))
+    assert "No space left" in str(caught.value) and "free some space" in str(caught.value)
+    assert "--" not in str(caught.value)

@@ -62,7 +62,9 @@ class Criteria(nn.ModuleDict):
     ) -> None:
         super().__init__()
         if not isinstance(criteria, Mapping) or not criteria:
-            raise ConfigError("criteria: at least one is needed, as {name: pair loss}.")
+            raise ConfigError(
+                f"criteria: must be {{name: pair loss}} with at least one, got {criteria!r}."
+            )
         self.shares: dict[str, float] = {}
         self.unweighted: dict[str, tuple[str, ...]] = {}
         unusable = set(dir(self))  # a ModuleDict cannot hold a module under these names

@@ -125,7 +125,7 @@ class RoutedAlignment(Alignment):
         self.reads = {source: self.router.used_levels}
         self.projector = build(
             PROJECTORS,
-            projector or {"type": "ConvProjector"},
+            {"type": "ConvProjector"} if projector is None else projector,
             where=f"{where}.projector",
             dim=geometry.width,
             out_dim=self.router.out_dim,

@@ -111,7 +111,10 @@ class StepSchedule(Schedule):
         self.values = sorted(steps)
         if not steps or self.values[0][0] != 0 or self.values[-1][0] > 1:
             given = dict(values)
-            raise ConfigError(f"values: shares in [0, 1], starting with 0, expected; got {given}.")
+            raise ConfigError(
+                "values: must be {share of the run: weight}, with shares in [0, 1] of which the "
+                f"first is 0; got {given}."
+            )
 
     def forward(self, progress: Progress) -> float:
         """Return the weight at the run's current share."""

@@ -77,7 +77,7 @@ class ViewAlignment(Alignment):
         self.weight = build_weight(weight, where=f"{where}.weight")
         self.projector = build(
             PROJECTORS,
-            projector or {"type": "MLPProjector"},
+            {"type": "MLPProjector"} if projector is None else projector,
             where=f"{where}.projector",
             dim=geometry.width,
             out_dim=positive_int("out_dim", out_dim),

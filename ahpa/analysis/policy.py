@@ -240,7 +240,7 @@ class RoutingPolicy(Hook):
     priority = "LOW"
 
     def __init__(self, *, interval: int = 10_000) -> None:
-        self.interval = positive_int("RoutingPolicy.interval", interval)
+        self.interval = positive_int("interval", interval)
 
     def after_train_iter(
         self,

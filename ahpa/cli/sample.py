@@ -6,6 +6,7 @@ weights names registered components, and nothing in it is executed.
 
 import argparse
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..sampling.generator import Generator
 from ..sampling.guidance import ClassifierFreeGuidance
 from .common import make_parser, refuse_empty, report_mistake
 
+STOPPED = 130  # exit code after Ctrl-C, as of a shell
 MOST_COLUMNS = 16  # samples of one class that make a row of a grid
 
 
@@ -68,11 +70,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
+    """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
     try:
         return run(arguments)
     except (UserError, BrokenPipeError) as error:
         return report_mistake(error)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C before all samples were drawn.", file=sys.stderr)
+        return STOPPED
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -17,7 +17,7 @@ from ..engine.dryrun import dry_run
 from ..engine.plain import to_plain
 from ..engine.run_log import start_logging
 from ..engine.weights import with_autoencoder
-from ..registry import signals
+from ..registry import UserError, signals
 from ..registry.contracts import Dataset
 from ..registry.errors import printable
 from ..registry.locations import find_config
@@ -87,6 +87,8 @@ def prepare(arguments: Sequence[str] | None = None) -> "Trainer":
     """
     signals.install()
     args = parse(arguments)
+    if args.accept_changed_data and not args.resume:
+        raise UserError("--accept-changed-data: has no effect without --resume; add it.")
     start_logging()
     end_if_asked(args)
     cfg = training_config(args)

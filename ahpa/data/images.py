@@ -4,6 +4,7 @@ is read, and files that cannot be decoded are replaced by another picture of the
 import errno
 import io
 import itertools
+import logging
 import os
 import stat
 import time
@@ -26,6 +27,8 @@ from ..registry.errors import UnreadableSample, printable
 from ..registry.files import user_path
 from ..registry.validation import boolean, integer, probability
 from .transforms import adm_center_crop, to_rgb
+
+logger = logging.getLogger("ahpa")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -55,6 +58,10 @@ PASSING = frozenset(
     }
 )
 """Errors of a disk or a network that may pass: the file is read again."""
+FIRST_REPORT = 3.0  # seconds after which a search of folders says what it has seen
+NEXT_REPORT = 30.0  # seconds between further reports
+HOPELESS = 1_000_000  # files and folders after which a tree must have shown some pictures:
+HOPELESS_RATIO = 1000  # one in so many files
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each new attempt
 TRAIN = ("train", "training")
 SPLITS = (*TRAIN, "val", "valid", "validation", "test", "testing")  # names of folders of splits
@@ -76,20 +83,61 @@ def is_picture(name: str) -> bool:
     return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
+class Search:
+    """Says from time to time what a search of folders has seen, and ends one that is hopeless.
+
+    Args:
+        root: Where it began.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files = 0
+        self.pictures = 0
+        self._folders = 0
+        self._next_report = time.monotonic() + FIRST_REPORT
+
+    def saw_folder(self) -> None:
+        """Count a folder; report if it is time to.
+
+        Raises:
+            UserError: If next to nothing of what was seen is a picture.
+        """
+        self._folders += 1
+        entries = self.files + self._folders
+        if entries >= HOPELESS and self.pictures * HOPELESS_RATIO < entries:
+            raise UserError(
+                f"{self.root} is not a folder of pictures: {self.seen()}, and the search was ended "
+                f"there. {HINT}"
+            )
+        if time.monotonic() >= self._next_report:
+            self._next_report = time.monotonic() + NEXT_REPORT
+            logger.info("looking for pictures in %s: %s so far", self.root, self.seen())
+
+    def seen(self) -> str:
+        """Return what was seen, in words."""
+        return f"{self.pictures} pictures among {self.files} files in {self._folders} folders"
+
+
 def list_folder(root: Path) -> list[str]:
     """List the pictures below a folder.
 
-    Links are followed unless they lead back into a folder that contains them.
+    Links are followed unless they lead back into a folder that contains them. A search that takes
+    long says what it has seen.
 
     Returns:
         Names relative to `root`, '/'-separated and sorted, so that the order is the same on every
         file system.
 
     Raises:
-        UserError: If a folder cannot be listed.
+        UserError: If a folder cannot be listed; for the root of the file system; and for a tree of
+            a million files and folders with hardly any picture.
     """
+    if root.resolve() == Path(root.anchor or "/"):
+        raise UserError(f"{root} is the root of the file system, not a data set. {HINT}")
     found: list[str] = []
     pending: list[tuple[str, tuple]] = [("", ())]  # a folder, and the identities of those above it
+    search = Search(root)
     try:
         while pending:
             folder, above = pending.pop()
@@ -97,17 +145,30 @@ def list_folder(root: Path) -> list[str]:
             identity = (status.st_dev, status.st_ino)
             if identity in above:
                 continue
+            search.saw_folder()
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     name = f"{folder}/{entry.name}" if folder else entry.name
-                    if not entry.is_dir():
+                    if not is_folder(entry):
+                        search.files += 1
                         if is_picture(name):
+                            search.pictures += 1
                             found.append(name)
                     elif not entry.name.startswith("."):
                         pending.append((name, (*above, identity)))
     except OSError as error:
         raise UserError(f"{root} cannot be listed: {error}") from error
     return sorted(found)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def list_zip(path: Path) -> list[str]:

@@ -271,11 +271,11 @@ def check_streams(
     needed = [name for name in geometry.streams if name != "image"]
     for name in (*streams, *needed):
         if name not in needed or name not in streams:
-            diffused = ", ".join(geometry.streams)
-            given = ", ".join(streams) or "nothing"
+            wanted = ", ".join(needed) or "none"
+            given = ", ".join(map(str, streams)) or "none"
             raise ConfigError(
-                f"model.streams: the backbone diffuses {diffused}; beside the image "
-                f"model.streams names {given}."
+                "model.streams: must name the streams that the backbone diffuses beside the image "
+                f"({wanted}), got {given}."
             )
     return {
         name: check_stream(name, cfg, geometry.streams[name], priors)

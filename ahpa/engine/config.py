@@ -58,7 +58,15 @@ PARTS = (  # dicts inside the sections that commands change
     ("optim_wrapper", "optimizer"),
 )
 CHECKPOINTS = {"interval": 10_000, "keep": 3}  # defaults of the section `checkpoints`
+REPLACED_HOOKS = {  # hooks of mmengine whose work is done elsewhere -> where
+    "CheckpointHook": "the section `checkpoints`",
+    "EMAHook": "model.ema",
+    "EarlyStoppingHook": "nothing, as there is no validation",
+    "LoggerHook": "train_cfg.log_interval",
+    "ParamSchedulerHook": "the section `param_scheduler`",
+}
 LARGEST_SEED = 2**32 - 1  # of numpy's global generator
+ENDLESS = 10**8  # steps; mmengine's schedules end after 10**9 if nothing else is said
 SCHEDULE_RANGES = {  # options of mmengine's schedulers, which it does not check
     "T_max": positive_int,
     "begin": integer,
@@ -203,7 +211,25 @@ def check_schedules(schedulers: Any, optimizer: torch.optim.Optimizer, max_iters
                     validate(f"{where}.{key}", value)
         counted = {"by_epoch": False, **scheduler}
         built = build(PARAM_SCHEDULERS, counted, where=where, optimizer=optimizer)
+        check_length(built, where)
         check_schedule(built, where, max_iters)
+
+
+def check_length(scheduler: Any, where: str) -> None:
+    """Refuse a schedule of no given length, which mmengine stretches over a billion steps.
+
+    Raises:
+        ConfigError: If neither `end` nor another option says how long it is.
+    """
+    lengths = ("T_max", "total_steps", "total_iters")
+    state = scheduler.state_dict()
+    if max(state.get(name, 0) for name in lengths) >= ENDLESS:
+        own = [name for name in lengths if name in parameters(type(scheduler))[0]]
+        wanted = " or ".join(("end", *own))
+        raise ConfigError(
+            f"{where}: {type(scheduler).__name__} needs the option {wanted}, a number of optimiser "
+            "steps; without one it has no length."
+        )
 
 
 def check_schedule(scheduler: Any, where: str, max_iters: int) -> None:
@@ -227,12 +253,24 @@ def check_schedule(scheduler: Any, where: str, max_iters: int) -> None:
 
 
 def build_hooks(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the config's hooks by name; a hook that is set to None is off."""
-    return {
-        name: build(HOOKS, hook, where=f"hooks.{name}")
-        for name, hook in (cfg.get("hooks") or {}).items()
-        if hook is not None
-    }
+    """Build the config's hooks by name; a hook that is set to None is off.
+
+    Raises:
+        ConfigError: For a mistake, or a hook whose work the run does itself.
+    """
+    hooks = {}
+    for name, hook in (cfg.get("hooks") or {}).items():
+        if hook is None:
+            continue
+        where = f"hooks.{name}"
+        hooks[name] = build(HOOKS, hook, where=where)
+        kind = hook["type"].rpartition(".")[2]
+        if kind in REPLACED_HOOKS:
+            raise ConfigError(
+                f"{where}: {kind} would do twice, or in another way, what the run does itself; its "
+                f"place is taken by {REPLACED_HOOKS[kind]}. Remove the hook."
+            )
+    return hooks
 
 
 def check_hooks(cfg: Mapping[str, Any], net: AlignedDenoiser) -> None:

@@ -160,17 +160,32 @@ def package_bases() -> Iterator[None]:
 def parse_value(text: str) -> Any:
     """Parse the value of an option.
 
-    '3e-4' -> 0.0003, 'True' -> True, '[1, 2]' -> [1, 2], "dict(type='A')" -> {'type': 'A'};
-    anything else stays text.
+    '3e-4' -> 0.0003, 'True' -> True, '[1, 2]' -> [1, 2], "dict(type='A')" -> {'type': 'A'}, also
+    inside lists and dicts; anything else stays text.
     """
     words = {"true": True, "false": False, "none": None}
     try:
-        node = ast.parse(text, mode="eval").body
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
-            return {k.arg: parse_value(ast.unparse(k.value)) for k in node.keywords}
-        return ast.literal_eval(node)
+        return _value_of(ast.parse(text, mode="eval").body)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return words.get(text.lower(), text)
+
+
+def _value_of(node: ast.expr) -> Any:
+    """Return the value of a literal in which `dict(...)` may stand for a dict.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
+        return {k.arg: parse_value(ast.unparse(k.value)) for k in node.keywords}
+    if isinstance(node, ast.List):
+        return [_value_of(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_value_of(item) for item in node.elts)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        keys = [_value_of(key) for key in node.keys if key]
+        return dict(zip(keys, map(_value_of, node.values), strict=True))
+    return ast.literal_eval(node)
 
 
 def set_option(cfg: dict[str, Any], option: str) -> None:

@@ -59,6 +59,8 @@ class SampleGrids(Hook):
             "cfg_channels": cfg_channels,
             "cls_cfg_scale": cls_cfg_scale,
         }
+        if not isinstance(sampler, (str, type(None))):
+            raise ConfigError(f"sampler: must be the name of a sampler or None, got {sampler!r}.")
         if sampler is not None:
             check(SAMPLERS, {"type": sampler}, where="sampler")
         guidance = {

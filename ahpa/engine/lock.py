@@ -57,6 +57,46 @@ def take(work_dir: Path) -> dict[str, Any] | None:
     return left
 
 
+def refuse_if_held(work_dir: Path) -> None:
+    """Look whether another process trains in a work dir, without making or changing anything.
+
+    `take` decides; this is for the time before data and weights are read.
+
+    Raises:
+        WorkDirInUse: If a living process holds the lock.
+    """
+    path = work_dir.resolve() / NAME
+    if path in _held:  # closing another descriptor of the file would drop the lock
+        return
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # most likely there is none; whatever else it is, `take` says so
+        return
+    try:
+        if _may_live(_read(descriptor)):
+            _lock(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def keep(work_dir: Path) -> None:
+    """Take the lock again if somebody removed its file; nothing happens if this process holds none.
+
+    Call it before a file is written that another run in the folder could have written too.
+
+    Raises:
+        WorkDirInUse: If another process has taken the folder meanwhile.
+        CannotWrite: If nothing can be written to the work dir.
+    """
+    path = work_dir.resolve() / NAME
+    descriptor = _held.get(path)
+    if descriptor is None or _is_at(descriptor, path):
+        return
+    del _held[path]
+    os.close(descriptor)
+    take(work_dir)
+
+
 def release(work_dir: Path) -> None:
     """Give the lock back and remove its file; nothing happens if this process does not hold it."""
     path = work_dir.resolve() / NAME
@@ -64,9 +104,18 @@ def release(work_dir: Path) -> None:
     if descriptor is None or _read(descriptor).get("process") != os.getpid():  # a forked child
         return
     del _held[path]
-    with suppress(OSError):
-        path.unlink()
+    if _is_at(descriptor, path):  # and not the file of another process
+        with suppress(OSError):
+            path.unlink()
     os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:  # it was removed
+        return False
 
 
 @atexit.register
@@ -82,9 +131,8 @@ def _open_locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             _lock(descriptor, path)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
+            if _is_at(descriptor, path):
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -123,7 +171,7 @@ def in_use(path: Path, holder: dict[str, Any]) -> str:
     return (
         f"{path.parent} is in use: {who} trains there{since}. Two runs in one folder would destroy "
         "each other: wait for it, stop it (SIGTERM saves a checkpoint, then --resume continues), "
-        f"or choose another --work-dir. The lock is {path}."
+        f"or choose another --work-dir. The lock {path} goes with that process; leave it there."
     )
 
 

@@ -99,9 +99,8 @@ def warned(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, CannotWrite) as error:
-        logger.warning(
-            "%s was not written: %s The run goes on.", what, f"{error}".rstrip(".") + "."
-        )
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        logger.warning("%s was not written: %s. The run goes on.", what, reason.rstrip("."))
 
 
 def human_time(seconds: float) -> str:

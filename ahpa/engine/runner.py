@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from ..data.sampler import CursorLoader
 from ..registry import BACKBONES, DATASETS, PARAM_SCHEDULERS, UserError, build, signals
 from ..registry.contracts import Dataset
-from ..registry.files import write_file
+from ..registry.files import CannotWrite, write_file
 from ..registry.locations import command_line
 from . import checkpoint, lock, resume
 from .assembly import build_model
@@ -120,6 +120,7 @@ class AlignmentRunner(Runner, Run):
         processes = Processes.start(cfg.get("launcher", "none"))
         start_logging(rank=processes.rank)
         work_dir = Path(cfg["work_dir"])
+        processes.on_first(lambda: lock.refuse_if_held(work_dir))
         seed = (cfg.get("randomness") or {}).get("seed", 0)
         dataset = build_dataset(cfg)
         if fit_classes:
@@ -444,15 +445,18 @@ class AlignmentRunner(Runner, Run):
     def save(self) -> Path:
         """Write a checkpoint of this step, prune older ones, and return its path.
 
+        None is pruned in a row of bad steps: the weights that led to it may be the cause.
+
         Raises:
             NonFinite: If a weight or an average is not finite: that is never saved.
+            WorkDirInUse: If the lock was removed and another process trains in the folder.
             CannotWrite: If it cannot be written.
         """
         iteration = self.trainer.iteration
         path = self.checkpoint_path(iteration)
         state = self.state()
         self.processes.on_first(lambda: self._write_checkpoint(state, path))
-        if self.rank == 0:
+        if self.rank == 0 and not int(self.trainer.optimiser.bad_in_row):
             checkpoint.prune(path.parent, keep=self.checkpoints["keep"], last=iteration)
         self._saved_at = iteration
         return path
@@ -464,7 +468,11 @@ class AlignmentRunner(Runner, Run):
             raise NonFinite(
                 bad_weight(name, state[part][key], self.trainer.iteration, self.saved())
             )
-        checkpoint.save(state, path)
+        lock.keep(Path(self.work_dir))
+        try:
+            checkpoint.save(state, path)
+        except CannotWrite as error:
+            raise CannotWrite(f"{error} Then continue with --resume.") from error
 
     def _restore(self, saved: "SavedRun") -> None:
         """Load a saved run's state. Raises UserError if it does not fit."""
@@ -476,6 +484,11 @@ class AlignmentRunner(Runner, Run):
                 saved.path, saved.changed, f"its state does not fit ({reason})"
             ) from error
         self.say(f"resumed from {saved.path} at iteration {self.trainer.iteration}")
+        if self.trainer.iteration >= self.max_iters:
+            self.say(
+                f"nothing is left to train: the run has {self.max_iters} iterations. A larger "
+                "--max-iters goes on."
+            )
         if saved.changed:
             self.say(f"changed since that checkpoint: {resume.describe(saved.changed)}")
 

@@ -86,7 +86,7 @@ class FlowMatchingLoss(StreamLoss):
         super().__init__(geometry=geometry, flow=flow, weights=weights)
         if geometry.out_channels != geometry.latent_channels:
             raise ConfigError(
-                f"flow_loss: {type(self).__name__} does not train a variance, which this backbone "
+                f"{type(self).__name__} does not train a variance, which this backbone "
                 "predicts too; use HybridLoss, or learn_sigma=False."
             )
 

@@ -139,14 +139,14 @@ class HybridLoss(StreamLoss):
         self.vlb_weight = valid.weight("vlb_weight", vlb_weight)
         if flow.provides != "noise" or not isinstance(flow.path, ScheduledPath):
             raise ConfigError(
-                "flow_loss: HybridLoss needs flow=dict(type='DiscreteFlow'); "
+                "HybridLoss needs flow=dict(type='DiscreteFlow'); "
                 f"this {type(flow).__name__} provides a {flow.provides}."
             )
         self.path: ScheduledPath = flow.path
         channels = geometry.latent_channels
         if geometry.out_channels != 2 * channels:
             raise ConfigError(
-                "flow_loss: HybridLoss needs a backbone with learn_sigma=True, whose output has "
+                "HybridLoss needs a backbone with learn_sigma=True, whose output has "
                 f"{2 * channels} channels; this one's has {geometry.out_channels}."
             )
 

@@ -464,7 +464,7 @@ def attention_heads(network: Any, model: str, blocks: Sequence[int]) -> dict[int
         raise ConfigError(f"attention: must be a list of blocks, got {blocks!r}.")
     heads = {}
     for block in blocks:
-        block_number("attention", block, len(network.blocks))
+        block_number("attention", block, len(network.blocks), of="encoder")
         attention = dict(network.blocks[block - 1].named_children()).get("attn")
         if not isinstance(attention, Attention):
             raise ConfigError(

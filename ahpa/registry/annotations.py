@@ -60,6 +60,12 @@ def check_option(name: str, value: Any, parameter: inspect.Parameter) -> None:
     raise ConfigError(f"{name}: must be {describe(parameter.annotation)}, got {value!r}.")
 
 
+def is_no_value_of_a_config(annotation: Any) -> bool:
+    """Whether an annotation names what only code can make, such as the tensor that torch's
+    optimisers take as a learning rate."""
+    return isinstance(annotation, type) and annotation.__module__.partition(".")[0] == "torch"
+
+
 def says_nothing(annotation: Any) -> bool:
     """Whether any value fits an annotation."""
     if get_origin(annotation) in UNIONS:
@@ -128,8 +134,9 @@ def describe(annotation: Any) -> str:
     """Say in words what an annotation takes: "an integer, text or None"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in UNIONS:
-        *first, last = [describe(part) for part in arguments]
-        return f"{', '.join(first)} or {last}"
+        said = [describe(part) for part in arguments if not is_no_value_of_a_config(part)]
+        *first, last = said or [describe(part) for part in arguments]
+        return f"{', '.join(first)} or {last}" if first else last
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if says_nothing(annotation):

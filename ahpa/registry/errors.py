@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     )
 
 
+def article(noun: str) -> str:
+    """Return a noun with its article: "a prior", "an optimizer"."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Return the end of a message about an unknown name.
 

@@ -62,8 +62,8 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise CannotWrite(
-            f"could not write {path}: {error.strerror or error}. Older files there are intact; "
-            f"{remedy(error)} or choose another --work-dir, then continue with --resume."
+            f"could not write {path}: {error.strerror or error}; {remedy(error)}. Older files "
+            "there are intact."
         ) from error
 
 

@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 
 from . import plugins
 from .annotations import annotation_of, check_option, says_nothing
-from .errors import ConfigError, nearest
+from .errors import ConfigError, article, nearest
 
 FOREIGN = ("mmengine", "torch")  # whose classes know nothing of our errors
 
@@ -40,7 +40,7 @@ class ComponentRegistry(Registry):
             ConfigError: If there is none; with the nearest names and the plugins that failed.
         """
         if not isinstance(key, str):
-            raise ConfigError(f"the type of a {self.name} must be a name, got {key!r}.")
+            raise ConfigError(f"the type of {article(self.name)} must be a name, got {key!r}.")
         self.import_from_location()
         name = key.removeprefix(f"{self.scope}.")
         found = self._find(name)
@@ -137,7 +137,7 @@ def check_names(
     """Check a component's type and its options' names; see `check`."""
     place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping) or "type" not in cfg:
-        raise ConfigError(f"{place}a {registry.name} must be a dict with a 'type', got {cfg!r}.")
+        raise ConfigError(must_be_a_part(registry, place, cfg))
     name = cfg["type"]
     try:
         component = registry.get(name)
@@ -160,6 +160,11 @@ def check_names(
         if required and option not in cfg and option not in derived:
             raise ConfigError(f"{place}{name} needs the option {option!r}.")
     return component
+
+
+def must_be_a_part(registry: ComponentRegistry, place: str, given: Any) -> str:
+    """Return the message for something that is no component's config."""
+    return f"{place}{article(registry.name)} must be a dict with a 'type', got {given!r}."
 
 
 def check_types(component: Any, options: Mapping[str, Any], where: str) -> None:
@@ -189,9 +194,7 @@ def build(registry: ComponentRegistry, cfg: Any, *, where: str = "", **derived: 
     place = f"{where}: " if where else ""
     if not isinstance(cfg, Mapping):
         if isinstance(cfg, (str, int, float, list, tuple, type(None))):
-            raise ConfigError(
-                f"{place}a {registry.name} must be a dict with a 'type', got {cfg!r}."
-            )
+            raise ConfigError(must_be_a_part(registry, place, cfg))
         return cfg
     component = check_names(registry, cfg, where=where, derived=tuple(derived))
     options = {key: value for key, value in cfg.items() if key != "type"}

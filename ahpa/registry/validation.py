@@ -82,8 +82,8 @@ def choice(name: str, value: Any, valid: Sequence[str]) -> str:
     raise ConfigError(f"{name}: {value!r} is unknown{nearest(str(value), valid)}")
 
 
-def block_number(name: str, value: Any, depth: int) -> int:
-    """Return `value` if it is a block of a backbone of `depth` blocks, counted from 1."""
+def block_number(name: str, value: Any, depth: int, *, of: str = "backbone") -> int:
+    """Return `value` if it is a block of a network of `depth` blocks, counted from 1."""
     if is_integer(value) and 1 <= value <= depth:
         return value
-    raise ConfigError(f"{name}: {value!r} is not a block of the backbone; blocks are 1..{depth}.")
+    raise ConfigError(f"{name}: {value!r} is not a block of the {of}; blocks are 1..{depth}.")
