@@ -352,7 +352,10 @@ def test_splits_without_one_to_train_on_are_refused(tmp_path):
 
 def test_classes_that_are_called_like_splits_stay_classes(tmp_path):
     make_set(tmp_path, ("test", "train"))
-    assert folder(tmp_path).classes == ("test", "train")
+    found = folder(tmp_path)
+    assert found.classes == ("test", "train")
+    (note,) = found.notes
+    assert "test/ and train/ without folders in them: they are taken for classes" in note
 
 
 def a_tar(base):

@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..registry.errors import UserError
+
+STOPPED = 130  # exit code after Ctrl-C, as of a shell
 
 
 def report_mistake(error: UserError | BrokenPipeError) -> int:
@@ -16,6 +18,25 @@ def report_mistake(error: UserError | BrokenPipeError) -> int:
         return 0
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def run_command(run: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
+    """Run a command; a user's mistake and Ctrl-C are one line.
+
+    Args:
+        run: The command, which returns its exit code.
+        arguments: Its arguments; None for those of the process.
+
+    Returns:
+        The exit code: 2 for a mistake, 130 after Ctrl-C.
+    """
+    try:
+        return run(arguments)
+    except (UserError, BrokenPipeError) as error:
+        return report_mistake(error)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C.", file=sys.stderr)
+        return STOPPED
 
 
 @contextmanager

@@ -8,9 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..registry.errors import UserError
 from ..registry.locations import command_line
-from .common import make_parser, report_mistake
+from .common import make_parser, run_command
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,11 +33,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    return run_command(run, arguments)
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -6,7 +6,6 @@ weights names registered components, and nothing in it is executed.
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from ..registry.precision import DTYPES
 from ..registry.validation import integer, positive_int
 from ..sampling.generator import Generator
 from ..sampling.guidance import ClassifierFreeGuidance
-from .common import make_parser, refuse_empty, report_mistake
+from .common import make_parser, refuse_empty, run_command
 
-STOPPED = 130  # exit code after Ctrl-C, as of a shell
 MOST_COLUMNS = 16  # samples of one class that make a row of a grid
 
 
@@ -71,13 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C before all samples were drawn.", file=sys.stderr)
-        return STOPPED
+    return run_command(run, arguments)
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -225,8 +225,7 @@ def training_split(names: list[str]) -> tuple[str, str]:
     """Find the training split among names such as train/cat/1.jpg and val/cat/2.jpg.
 
     Returns:
-        The folder of the split, ending in '/', and what to tell; both are '' if there are no
-        splits.
+        The folder of the split, ending in '/', or '' if there is none; and what to tell, or ''.
 
     Raises:
         UserError: If there are splits, but none to train on.
@@ -242,6 +241,8 @@ def training_split(names: list[str]) -> tuple[str, str]:
             return f"{head}/", f"it holds {shown}: the pictures of {head}/ are used"
     if splits == heads and any(name.count("/") > 1 for name in names):
         raise UserError(f"it holds {shown}, which are splits and not classes, and none to train on")
+    if splits == heads:
+        return "", f"it holds {shown} without folders in them: they are taken for classes"
     return "", ""
 
 
@@ -507,6 +508,7 @@ class ImageFolder(PictureFiles):
         if split:
             found = [name for name in found if name.startswith(self.prefix + split)]
             self.prefix = common_folders(found)
+        if note:
             self.notes = (f"{place}: {note}",)
         names = [name.removeprefix(self.prefix) for name in found]
         names_in_classes = [name for name in names if "/" in name]
