@@ -16,10 +16,12 @@ __all__ = [
     "BACKBONES",
     "CONDITIONERS",
     "DATASETS",
+    "EXTRACTORS",
     "FLOWS",
     "FLOW_LOSSES",
     "GUIDANCES",
     "HOOKS",
+    "METRICS",
     "OPTIMIZERS",
     "PAIR_LOSSES",
     "PARAM_SCHEDULERS",
@@ -71,6 +73,8 @@ ALIGNMENTS = _registry("alignment", "alignment")
 PROJECTORS = _registry("projector", "alignment")
 SCHEDULES = _registry("schedule", "alignment")
 DATASETS = _registry("dataset", "data")
+EXTRACTORS = _registry("feature extractor", "evaluation")
+METRICS = _registry("metric", "evaluation")
 
 # Children of mmengine's own registries: its components are found by name too.
 HOOKS = _registry("hook", "engine", "analysis", parent=mmengine_registry.HOOKS)
