@@ -16,10 +16,12 @@ __all__ = [
     "BACKBONES",
     "CONDITIONERS",
     "DATASETS",
+    "EXTRACTORS",
     "FLOWS",
     "FLOW_LOSSES",
     "GUIDANCES",
     "HOOKS",
+    "METRICS",
     "OPTIMIZERS",
     "PAIR_LOSSES",
     "PARAM_SCHEDULERS",
@@ -70,6 +72,8 @@ ALIGNMENTS = _registry("alignment", "ahpa.alignment")
 PROJECTORS = _registry("projector", "ahpa.alignment")
 SCHEDULES = _registry("schedule", "ahpa.alignment")
 DATASETS = _registry("dataset", "ahpa.data")
+EXTRACTORS = _registry("feature extractor", "ahpa.evaluation")
+METRICS = _registry("metric", "ahpa.evaluation")
 
 # Children of mmengine's own registries: its components are found by name too.
 HOOKS = _registry(

@@ -12,7 +12,7 @@ parts and may not be configured. `ahpa.testing` has a conformance check for each
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ __all__ = [
     "Conditioner",
     "Dataset",
     "Encoded",
+    "FeatureExtractor",
     "Features",
     "Flow",
     "FlowLoss",
@@ -55,6 +56,8 @@ __all__ = [
     "Guidance",
     "LevelSpec",
     "Losses",
+    "Metric",
+    "Need",
     "Noised",
     "PairLoss",
     "Path",
@@ -695,4 +698,93 @@ class Dataset(torch.utils.data.Dataset, ABC):
 
         Raises:
             UserError: If too much of the data set is unreadable.
+        """
+
+
+# ---- evaluation -----------------------------------------------------------------------------
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """A frozen network that turns images into the features that metrics compare.
+
+    Built as `FeatureExtractor(**own)`; no weights are read before `load`.
+
+    Attributes:
+        outputs: {output: dimension D} of what it returns.
+        takes_prompts: Whether it needs the prompt of each image, as a score of text and image does.
+    """
+
+    outputs: Mapping[str, int]
+    takes_prompts: bool = False
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read the weights if that has not happened yet.
+
+        Raises:
+            UserError: If they are missing; says what to fetch and where to put it.
+        """
+
+    @abstractmethod
+    def forward(self, images: Tensor, prompts: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Compute the features of a batch. A row depends on its own image and prompt alone.
+
+        Args:
+            images: uint8 [B, 3, H, W] of any size, as they were saved.
+            prompts: The B prompts, if `takes_prompts`.
+
+        Returns:
+            {output: float32 [B, D]}.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the features, for the record of a protocol: plain values such as
+        the network's name, the SHA-256 of its weights and its input size. Called after `load`."""
+
+
+class Need(NamedTuple):
+    """A statistic that a metric needs of a set of images.
+
+    Attributes:
+        extractor: Config of the feature extractor as canonical JSON, so that
+            metrics with the same extractor share one pass over the images.
+        output: Name of the extractor's output.
+        kind: "moments" (count, mean and covariance), "rows" (all features in the order of the
+            images) or "splits" (the sums that the Inception Score needs).
+    """
+
+    extractor: str
+    output: str
+    kind: str
+
+
+class Metric(ABC):
+    """Figures that judge a set of samples, mostly against a reference. Built as `Metric(**own)`.
+
+    Attributes:
+        figures: {figure: whether a higher one is better} of what `compute` returns.
+        needs: What it needs of the samples.
+        reference_needs: What it needs of the reference; empty for a metric without one.
+    """
+
+    figures: Mapping[str, bool]
+    needs: tuple[Need, ...]
+    reference_needs: tuple[Need, ...] = ()
+
+    @abstractmethod
+    def compute(
+        self, samples: Mapping[Need, Any], reference: Mapping[Need, Any]
+    ) -> dict[str, float]:
+        """Compute the figures from statistics (`ahpa.evaluation.statistics`).
+
+        Args:
+            samples: The statistic for each of `needs`.
+            reference: The statistic for each of `reference_needs`.
+
+        Returns:
+            {figure: value}.
+
+        Raises:
+            UserError: If there are too few images for the metric.
         """
