@@ -15,6 +15,7 @@ COMMANDS = {  # name -> (module, what it does)
         "latent_statistics",
         "measure mean and deviation of an autoencoder's latents over a data set",
     ),
+    "reference": ("reference", "make a reference for metrics, in ADM's format, from pictures"),
     "list": ("list_components", "list every registered component"),
     "configs": ("list_configs", "list the shipped configs, or print where they are"),
 }

@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mae-l": {"type": "timm", "model": "vit_large_patch16_224.mae"},
     "siglip2-so400m": {"type": "timm", "model": "vit_so400m_patch14_siglip_224.v2_webli"},
     "clip-l": {"type": "open-clip", "model": "ViT-L-14", "weights": "openai"},
+    "clip-l-score": {"type": "open-clip-score", "model": "ViT-L-14", "weights": "openai"},
     "clip-l-336": {"type": "open-clip", "model": "ViT-L-14-336", "weights": "openai"},
 }
 """Short names of networks that one class serves with other options."""
@@ -88,6 +89,29 @@ def output_of(extractor: FeatureExtractor, output: str | None) -> str:
     if output is None:
         return next(iter(extractor.outputs))
     return choice("output", output, tuple(extractor.outputs))
+
+
+def own_extractor(figure: str, extractor: str | Mapping[str, Any], preset: str) -> str:
+    """Return the key of the extractor that a figure is defined by.
+
+    Args:
+        figure: Name of the figure, for messages.
+        extractor: The extractor that was asked for.
+        preset: Name of the one that defines the figure; `extractor` may change its weight file.
+
+    Raises:
+        ConfigError: If it is another network.
+    """
+    wanted = extractor_config(preset)
+    given = extractor_config(extractor)
+    changed = {key for key in {*wanted, *given} if wanted.get(key) != given.get(key)}
+    if changed - {"weights", "seed"}:
+        name = extractor_name(extractor)
+        raise ConfigError(
+            f"extractor: {figure} is defined by {preset!r}, got {name!r}; the Frechet distance on "
+            f"other features is 'fd:{name}'."
+        )
+    return extractor_key(extractor)
 
 
 def file_sha256(path: Path) -> str:

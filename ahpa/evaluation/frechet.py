@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..registry import METRICS, UserError
 from ..registry.contracts import Metric, Need
-from .extractors import build_extractor, extractor_key, extractor_name, output_of
+from .extractors import build_extractor, extractor_key, extractor_name, output_of, own_extractor
 from .statistics import Moments
 
 logger = logging.getLogger("ahpa")
@@ -103,6 +103,7 @@ class FID(FrechetDistance):
     """
 
     def __init__(self, *, extractor: str | Mapping[str, Any] = "inception") -> None:
+        own_extractor("fid", extractor, "inception")
         super().__init__(extractor=extractor, output="pool")
         self.figure = "fid"
         self.figures = {"fid": False}
@@ -118,6 +119,7 @@ class SpatialFID(FrechetDistance):
     """
 
     def __init__(self, *, extractor: str | Mapping[str, Any] = "inception") -> None:
+        own_extractor("sfid", extractor, "inception")
         super().__init__(extractor=extractor, output="spatial")
         self.figure = "sfid"
         self.figures = {"sfid": False}
@@ -132,6 +134,7 @@ class FDDinoV2(FrechetDistance):
     """
 
     def __init__(self, *, extractor: str | Mapping[str, Any] = "dinov2-l") -> None:
+        own_extractor("fd-dinov2", extractor, "dinov2-l")
         super().__init__(extractor=extractor, output="cls")
         self.figure = "fd-dinov2"
         self.figures = {"fd-dinov2": False}

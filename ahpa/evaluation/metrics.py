@@ -43,11 +43,13 @@ def build_metrics(names: Sequence[str | Mapping[str, Any]]) -> dict[str, Metric]
         if head not in METRICS.names():
             figures = figures or figures_of_metrics()
             if head not in figures:
-                valid = [*METRICS.names(), *figures]
+                valid = {*METRICS.names(), *figures}
                 raise ConfigError(f"metrics: no metric is called {head!r}{nearest(head, valid)}")
             head = figures[head]
         if colon and not extractor:
             raise ConfigError(f"metrics: {item!r} names no extractor behind the colon.")
+        if head == "fd" and not colon:
+            raise ConfigError("metrics: 'fd' needs an extractor behind a colon: 'fd:tiny-vit'.")
         config = {"type": head, **({"extractor": extractor} if colon else {})}
         name = f"{head}:{extractor}" if colon else head
         if name not in found:
