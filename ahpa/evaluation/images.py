@@ -387,6 +387,7 @@ class PictureImages(ImageSet):
         exact = resolution is None
         side = self._side_of_first() if resolution is None else resolution
         self.dataset = self._dataset(side, exact)
+        self.problems: dict[int, str] = {}  # index -> why it cannot be read
         labels = self.dataset.labels if self.dataset.classes is not None else None
         super().__init__(
             path,
@@ -446,10 +447,11 @@ class PictureImages(ImageSet):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UnreadableSample)
                 item = dataset[index]
-            problems = dataset.take_problems()
-            if index in problems:
+            self.problems |= dataset.take_problems()
+            if item["index"] != index:
                 name = printable(dataset.sample_id(index))
-                raise UserError(f"{self.path}: {name} cannot be read ({problems[index]}).")
+                reason = self.problems.get(index, "it was found unreadable before")
+                raise UserError(f"{self.path}: {name} cannot be read ({reason}).")
             yield item["image"].numpy().transpose(1, 2, 0)
 
 
