@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from ahpa.evaluation.extractors import NetworkExtractor, resized
 from ahpa.registry import EXTRACTORS, UserError
 from ahpa.registry.files import user_path
 from ahpa.registry.precision import full_precision
 from ahpa.registry.validation import positive_int
 from ahpa.registry.weight_files import read_state_dict
-from torch import Tensor, nn
 
 from .network import WIDTHS, CifarResNet
 

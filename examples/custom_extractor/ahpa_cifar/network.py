@@ -1,5 +1,5 @@
-"""The ResNet for CIFAR-10 of He et al. (arXiv:1512.03385, section 4.2), with the names of its weights
-in Y. Idelbayev's repository (akamaster/pytorch_resnet_cifar10, BSD-2)."""
+"""The ResNet for CIFAR-10 of He et al. (arXiv:1512.03385, section 4.2). Its weights have the names
+of Y. Idelbayev's repository (akamaster/pytorch_resnet_cifar10, BSD-2)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -9,6 +9,7 @@ from pathlib import Path
 import ahpa_cifar  # noqa: F401
 import pytest
 import torch
+
 from ahpa.evaluation.collect import collect, evaluate_images
 from ahpa.evaluation.extractors import build_extractor
 from ahpa.evaluation.images import open_images
