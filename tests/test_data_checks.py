@@ -25,6 +25,7 @@ def options_of(name, base):
     captions = [dict(image_id=i, caption=f"{k}") for i in range(3) for k in range(5)]
     (base / "captions.json").write_text(json.dumps(dict(images=images, annotations=captions)))
     return {
+        "FlatImages": dict(root=str(base)),
         "ImageFolder": dict(root=str(base)),
         "CocoCaptions": dict(images=str(base), annotations=str(base / "captions.json")),
         "ShapesDataset": dict(length=30),

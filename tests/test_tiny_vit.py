@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ahpa.data.shapes import ShapesDataset
-from ahpa.priors import vision_files
-from ahpa.registry import PRIORS, ConfigError, build
+from ahpa.registry import PRIORS, ConfigError, build, vision_files
 from ahpa.registry.contracts import Clean
 from ahpa.testing.common import toy_geometry
 from ahpa.testing.priors import check_prior

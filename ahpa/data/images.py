@@ -460,8 +460,138 @@ class Archive:
             raise
 
 
+class StoredPictures(PictureFiles):
+    """Base of datasets of pictures in a folder or a zip.
+
+    Args:
+        place: The folder or the zip.
+        names: Name of each picture, relative to `prefix`.
+        prefix: Folders above all names, ending in '/', or ''.
+        resolution: Side of the images in pixels, at least 8.
+        seed: Seed of whatever is drawn for an item.
+        max_bad_share: Share of the files that may be unreadable (ten files in any case).
+        exact: Whether pictures of another size than resolution x resolution count as unreadable;
+            otherwise they are prepared by `adm_center_crop`.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: Path,
+        names: list[str],
+        prefix: str,
+        resolution: int,
+        seed: int,
+        max_bad_share: float,
+        exact: bool,
+    ) -> None:
+        super().__init__(
+            root=place,
+            names=names,
+            resolution=resolution,
+            seed=seed,
+            max_bad_share=max_bad_share,
+        )
+        self.prefix = prefix
+        self.exact = boolean(f"{type(self).__name__}.exact", exact)
+        self._archive = Archive(place) if place.is_file() else None
+
+    def decode(self, index: int) -> np.ndarray:
+        """Return the picture, uint8 [resolution, resolution, 3]."""
+        with self._open(index) as file, Image.open(file, formats=FORMATS) as image:
+            side = self.resolution
+            if self.exact and image.size != (side, side):
+                width, height = image.size
+                raise ValueError(f"it has {width} x {height} pixels, not {side} x {side}")
+            return np.asarray(adm_center_crop(to_rgb(image), side))
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """Return (width, height) of a file in pixels. Raises UserError if it cannot be read."""
+        try:
+            with self._open(index) as file, Image.open(file, formats=FORMATS) as image:
+                return image.size
+        except Exception as error:  # PIL raises many kinds for broken files
+            name = printable(self.names[index])
+            reason = printable(f"{type(error).__name__}: {error}")
+            raise UserError(f"{self.root}: {name} cannot be read ({reason}).") from error
+
+    def _open(self, index: int) -> BinaryIO:
+        name = self.prefix + self.names[index]
+        if self._archive is None:
+            return open_regular(self.root / name)
+        return io.BytesIO(self._archive.read(name))
+
+
+def list_pictures(root: str) -> tuple[Path, list[str]]:
+    """List the pictures below a folder or in a zip.
+
+    Returns:
+        The place, and the sorted names.
+
+    Raises:
+        UserError: If there is no such folder or zip, or it is refused.
+    """
+    place = user_path(root, "the images")
+    if not place.exists():
+        raise UserError(f"there are no images at {place} (looked for a folder or a .zip). {HINT}")
+    if not place.is_file():
+        return place, list_folder(place)
+    refuse_other_file(place)
+    return place, list_zip(place)
+
+
 @DATASETS.register_module()
-class ImageFolder(PictureFiles):
+class FlatImages(StoredPictures):
+    """Pictures directly in a folder or a zip, without labels: the caption of each is its name.
+
+    For sets of samples, which have no class folders. An item is `dict(image=uint8 [3, resolution,
+    resolution], caption=str, index=int)`.
+
+    Args:
+        root: The folder or the zip.
+        resolution: Side of the images in pixels.
+        exact: Whether pictures of another size count as unreadable; otherwise they are prepared by
+            `adm_center_crop`.
+        max_bad_share: Share of the files that may be unreadable (ten files in any case).
+
+    Raises:
+        UserError: If there is nothing to read at `root`, or if too much of it is unreadable.
+        ConfigError: If an option is out of its range.
+    """
+
+    captioned = True
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        resolution: int = 256,
+        exact: bool = False,
+        max_bad_share: float = 0.001,
+    ) -> None:
+        place, found = list_pictures(root)
+        names = [name for name in found if "/" not in name]
+        if not names:
+            raise UserError(f"{place} holds no pictures{other_contents(place)}.")
+        super().__init__(
+            place=place,
+            names=names,
+            prefix="",
+            resolution=resolution,
+            seed=0,
+            max_bad_share=max_bad_share,
+            exact=exact,
+        )
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        asked, _ = self.split_key(key)
+        index, image = self.read(asked)
+        caption = PurePosixPath(self.names[index]).stem
+        return dict(image=to_tensor(image), caption=caption, index=index)
+
+
+@DATASETS.register_module()
+class ImageFolder(StoredPictures):
     """Pictures in class folders, or in a zip of them: `<class>/**/<picture>`.
 
     Classes are numbered by sorted name. Of a folder that holds train/ and val/, the pictures of
@@ -476,6 +606,7 @@ class ImageFolder(PictureFiles):
         seed: Seed of the flips.
         max_bad_share: Share of the files that may be unreadable (ten files in any case), counted
             in each process.
+        exact: Whether pictures of another size than resolution x resolution count as unreadable.
 
     Raises:
         UserError: If there is nothing to read at `root`, or if too much of it is unreadable.
@@ -490,27 +621,20 @@ class ImageFolder(PictureFiles):
         flip: bool = False,
         seed: int = 0,
         max_bad_share: float = 0.001,
+        exact: bool = False,
     ) -> None:
-        place = user_path(root, "the images")
-        if not place.exists():
-            raise UserError(
-                f"there are no images at {place} (looked for a folder or a .zip). {HINT}"
-            )
-        zipped = place.is_file()
-        if zipped:
-            refuse_other_file(place)
-        found = list_zip(place) if zipped else list_folder(place)
-        self.prefix = common_folders(found)
+        place, found = list_pictures(root)
+        prefix = common_folders(found)
         try:
-            split, note = training_split([name.removeprefix(self.prefix) for name in found])
+            split, note = training_split([name.removeprefix(prefix) for name in found])
         except UserError as error:
             raise UserError(f"{place} is refused: {error}. {HINT}") from error
         if split:
-            found = [name for name in found if name.startswith(self.prefix + split)]
-            self.prefix = common_folders(found)
+            found = [name for name in found if name.startswith(prefix + split)]
+            prefix = common_folders(found)
         if note:
             self.notes = (f"{place}: {note}",)
-        names = [name.removeprefix(self.prefix) for name in found]
+        names = [name.removeprefix(prefix) for name in found]
         names_in_classes = [name for name in names if "/" in name]
         if not names_in_classes:
             what = f"{len(names)} pictures but no class folders" if names else "no pictures"
@@ -520,32 +644,22 @@ class ImageFolder(PictureFiles):
                 f"({extensions}). {HINT}"
             )
         super().__init__(
-            root=place,
+            place=place,
             names=names_in_classes,
+            prefix=prefix,
             resolution=resolution,
             seed=seed,
             max_bad_share=max_bad_share,
+            exact=exact,
         )
         self.flip = boolean("ImageFolder.flip", flip)
         self.classes = tuple(sorted({self.class_of(i) for i in range(len(self))}))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = [numbers[self.class_of(i)] for i in range(len(self))]
-        self._archive = Archive(place) if zipped else None
 
     def class_of(self, index: int) -> str:
         """Return the name of a picture's class."""
         return self.names[index].split("/")[0]
-
-    def decode(self, index: int) -> np.ndarray:
-        """Return the picture, uint8 [resolution, resolution, 3]."""
-        with self._open(index) as file, Image.open(file, formats=FORMATS) as image:
-            return np.asarray(adm_center_crop(to_rgb(image), self.resolution))
-
-    def _open(self, index: int) -> BinaryIO:
-        name = self.prefix + self.names[index]
-        if self._archive is None:
-            return open_regular(self.root / name)
-        return io.BytesIO(self._archive.read(name))
 
     def substitutes(self, index: int) -> Iterator[int]:
         """Yield the other pictures of the same class, from the following one, then the others."""

@@ -72,7 +72,7 @@ def load_result(path: Path) -> EvaluationResult:
     record = read_json(Path(path), "result")
     if not isinstance(record, Mapping) or record.get("format") != FORMAT:
         raise UserError(f"result: {path} is no result of `ahpa evaluate` (format {FORMAT}).")
-    sections = [record.get(key) for key in ("figures", "protocol", "provenance")]
+    sections: list[Any] = [record.get(key) for key in ("figures", "protocol", "provenance")]
     if not all(isinstance(section, Mapping) for section in sections):
         raise UserError(f"result: {path} lacks figures, protocol or provenance.")
     figures, protocol, provenance = sections

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ..registry import PRIORS, ConfigError, UserError, nearest
 from ..registry.contracts import Geometry
 from ..registry.hub import hub_file
+from ..registry.vision_files import HINT, OPEN_CLIP_FILES, first_line, weights_file
 from ..registry.weight_files import read_contents
 from .vision import EncoderSizes, VisionEncoder
-from .vision_files import HINT, OPEN_CLIP_FILES, first_line, weights_file
 
 
 @PRIORS.register_module()

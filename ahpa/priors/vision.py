@@ -4,22 +4,20 @@ SigLIP 2, PE ...). Those of open_clip are in clip_tower.py.
 Must match: REPA's preprocessing of its teachers (arXiv:2410.06940).
 """
 
-import difflib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..registry import PRIORS, ConfigError, UserError, nearest
+from ..registry import PRIORS, ConfigError, UserError
 from ..registry.contracts import Backbone, Clean, CleanPrior, Features, Geometry, LevelSpec
-from ..registry.hub import hub_file
 from ..registry.precision import dtype_of, full_precision
 from ..registry.shapes import shapes_only
+from ..registry.timm_networks import loaded_network, meta_network, timm_file
 from ..registry.validation import (
     block_number,
     boolean,
@@ -29,8 +27,7 @@ from ..registry.validation import (
     number,
     positive,
 )
-from ..registry.weight_files import read_contents
-from .vision_files import HINT, TIMM_FILES, bundled, first_line, unset_parameters, weights_file
+from ..registry.vision_files import bundled
 
 DINO = "vit_base_patch14_dinov2.lvd142m"
 STRIDE = 16  # pixels a token of the encoder's map: 8 of the autoencoder, patches of 2 latents
@@ -329,8 +326,6 @@ class TimmEncoder(VisionEncoder):
         inner: bool = False,
         attention: Sequence[int] = (),
     ) -> None:
-        import timm
-
         if model == "bundled":
             if weights is not None or options:
                 raise ConfigError(
@@ -338,11 +333,8 @@ class TimmEncoder(VisionEncoder):
                     f"timm's name of a model, such as {DINO!r}."
                 )
             model, weights, options = bundled()
-        if not timm.is_model(model):
-            raise ConfigError(f"model: timm has no {model!r}{nearest(model, near_names(model))}")
         create = dict(options or {})
-        with shapes_only():
-            network: Any = timm.create_model(model, num_classes=0, **create)
+        network = meta_network(model, create)
         config = network.pretrained_cfg
         super().__init__(
             geometry=geometry,
@@ -362,35 +354,14 @@ class TimmEncoder(VisionEncoder):
 
     def build(self) -> nn.Module:
         """Build the network on the CPU, with random weights or those of a file or the hub."""
-        import timm
-
-        with torch.device("cpu"):
-            if self.weights == "random":
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(self.seed)
-                    return self.empty()
-            if self.weights is None:
-                path = self.hub_weights()
-            else:
-                path = weights_file(self.weights, "TimmEncoder")
-            overlay = {"state_dict": read_contents(path, "TimmEncoder"), "custom_load": False}
-            misfit = f"TimmEncoder: {path} does not fit {self.model!r}"
-            try:
-                with unset_parameters(self.kind) as unset:
-                    network = timm.create_model(
-                        self.model,
-                        pretrained=True,
-                        pretrained_cfg_overlay=overlay,
-                        num_classes=0,
-                        img_size=self.input_side,
-                        **self.options,
-                    )
-            except Exception as error:  # other names or shapes
-                raise UserError(f"{misfit}: {first_line(error)}") from error
-        if unset:
-            more = f" and {len(unset) - 3} more" if len(unset) > 3 else ""
-            raise UserError(f"{misfit}: it has no {', '.join(unset[:3])}{more}.")
-        return network
+        if self.weights == "random":
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                return self.empty()
+        name = "TimmEncoder"
+        path = timm_file(self.model, self.weights, name)
+        options = {"img_size": self.input_side, **self.options}
+        return loaded_network(self.model, path, name, kind=self.kind, options=options)
 
     def empty(self) -> nn.Module:
         """Build the network as timm initialises it."""
@@ -399,23 +370,6 @@ class TimmEncoder(VisionEncoder):
         return timm.create_model(
             self.model, num_classes=0, img_size=self.input_side, **self.options
         )
-
-    def hub_weights(self) -> Path:
-        """Return the file of timm's own weights, from the local cache or the hub.
-
-        Raises:
-            UserError: If there is none.
-        """
-        import timm
-
-        config = timm.get_pretrained_cfg(self.model)
-        if config is None or not config.hf_hub_id:
-            raise UserError(
-                f"TimmEncoder: timm has no weights for {self.model!r}: its name has no pretrained "
-                f"tag, as {DINO!r} has. {HINT}"
-            )
-        names = (config.hf_hub_filename or TIMM_FILES[0], TIMM_FILES[1])
-        return hub_file(config.hf_hub_id, names, what="the vision encoder", hint=HINT)
 
     def blocks(self, network: Any) -> Sequence[nn.Module]:
         """Return the blocks."""
@@ -473,10 +427,3 @@ def attention_heads(network: Any, model: str, blocks: Sequence[int]) -> dict[int
             )
         heads[block] = attention.num_heads
     return heads
-
-
-def near_names(model: str) -> list[str]:
-    """List timm's pretrained transformers with similar names."""
-    import timm
-
-    return difflib.get_close_matches(model, timm.list_pretrained("*vit*"), n=5, cutoff=0.3)

@@ -772,6 +772,11 @@ class Metric(ABC):
     needs: tuple[Need, ...]
     reference_needs: tuple[Need, ...] = ()
 
+    def identity(self) -> dict[str, Any]:
+        """Return the options that decide the figures, beside the features, as plain values for the
+        record of a protocol. None by default."""
+        return {}
+
     @abstractmethod
     def compute(
         self, samples: Mapping[Need, Any], reference: Mapping[Need, Any]

@@ -68,6 +68,34 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file's path; what is written there gets the name `path` at the end.
+
+    For files too large for `write_file`. An older file at `path` is replaced only by a complete
+    one; after an exception it is as it was.
+
+    Raises:
+        CannotWrite: If it cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CannotWrite(
+            f"could not write {path}: {error.strerror or error}; {remedy(error)}."
+        ) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that gets the name `path` once it is complete.
 

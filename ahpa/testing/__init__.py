@@ -15,6 +15,7 @@ from .backbones import check_backbone, check_token_routing
 from .common import toy_geometry
 from .conditioning import check_conditioner, check_text_encoder
 from .data import check_dataset
+from .evaluation import check_extractor, check_metric
 from .flow import check_flow, check_path, check_timesteps
 from .losses import check_flow_loss, check_pair_loss, check_regulariser
 from .priors import check_prior
@@ -27,9 +28,11 @@ __all__ = [
     "check_backbone",
     "check_conditioner",
     "check_dataset",
+    "check_extractor",
     "check_flow",
     "check_flow_loss",
     "check_guidance",
+    "check_metric",
     "check_pair_loss",
     "check_path",
     "check_prior",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..registry import UserError
+from .errors import UserError
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "tiny_vit"
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")

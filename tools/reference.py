@@ -1,0 +1,10 @@
+"""Make a reference for metrics: python tools/reference.py ... is `ahpa reference ...`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without an install
+from ahpa.cli.reference import main
+
+if __name__ == "__main__":
+    sys.exit(main())
