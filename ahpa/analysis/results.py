@@ -184,6 +184,7 @@ def heat_map(
     axis.grid(False)
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
     axis.set_title(title)
     bottom, top = image.get_clim()
     for row, line in enumerate(values):

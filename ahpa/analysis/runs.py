@@ -282,6 +282,18 @@ def load_heads(net: AlignedDenoiser, heads: Source) -> None:
     net.alignments.load_state_dict(found)
 
 
+def want_all_levels(net: AlignedDenoiser) -> None:
+    """Let every prior give all its maps and vectors, not only those that alignments read.
+
+    Attention logits are left out unless an alignment reads them.
+    """
+    parts = net.parts
+    for name, prior in parts.priors.items():
+        read = parts.wanted[name]
+        levels = prior.levels.items()
+        parts.wanted[name] = tuple(n for n, spec in levels if not spec.attention or n in read)
+
+
 def run_record(source: Source, weights: str) -> dict[str, Any]:
     """Return what identifies a run in a result."""
     return {

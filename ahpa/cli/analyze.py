@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..registry.errors import ConfigError, UserError
-from ..registry.validation import integer
+from ..registry.validation import integer, number
 from .common import refuse_empty, report_mistake
 
 if TYPE_CHECKING:
@@ -79,6 +79,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             metavar="RUN",
             help="use this run's alignments (router, projector, priors) on the backbones of RUN...",
         )
+    own["target"].add_argument(
+        "--points", type=int, default=6, metavar="N", help="times in [0, 1]; default 6"
+    )
+    own["router"].add_argument(
+        "--points", type=int, default=101, metavar="N", help="times in [0, 1]; default 101"
+    )
+    add = own["pca"].add_argument
+    add("--images", type=int, nargs="+", metavar="N", help="these images, by their numbers")
+    add(
+        "--times",
+        type=float,
+        nargs="+",
+        default=[0.2, 0.5, 0.8],
+        metavar="T",
+        help="times of groups and blocks; default 0.2 0.5 0.8",
+    )
+    add = own["cost"].add_argument
+    add("--batch", type=int, default=4, metavar="B", help="images of a measured step; default 4")
+    add("--steps", type=int, default=5, metavar="N", help="measured steps; 0: none; default 5")
     add = own["gsnr"].add_argument
     add("--bins", type=int, default=10, metavar="N", help="equal bins of t; default 10")
     add(
@@ -121,10 +140,14 @@ def check_options(args: argparse.Namespace) -> None:
         if not name.strip():
             raise UserError("RUN: must not be empty.")
     given = vars(args)
-    least = {"num": 2, "batch": 1, "bins": 1, "points": 2, "steps": 1, "images": 1}
+    least = {"num": 2, "batch": 1, "bins": 1, "points": 2, "steps": 0}
     for name, value in least.items():
         if isinstance(given.get(name), int):
             integer(f"--{name}", given[name], least=value)
+    for time in given.get("times") or ():
+        number("--times", time, least=0, most=1)
+    for image in given.get("images") or ():
+        integer("--images", image)
     if "seed" in given:
         integer("--seed", args.seed)
         refuse_empty(data=args.data)
@@ -252,9 +275,66 @@ def gsnr(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
     return [gsnr.finding(measured, args.params)], record
 
 
+def target(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
+    """Measure how constant the targets are."""
+    from ..analysis import target
+
+    heads = heads_of(args)
+    measured = []
+    for source in sources:
+        own = opened(args, source, heads=heads)
+        options = dict(images=args.num, batch=args.batch, points=args.points, seed=args.seed)
+        measured.append((own, target.measure(own, **options)))
+    return [target.finding(measured)], common_record(args, [own for own, _ in measured])
+
+
+def router(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
+    """Tabulate the routers' policies."""
+    from ..analysis import router
+
+    findings: list[Finding] = []
+    runs = []
+    for source in sources:
+        own = opened(args, source)
+        options = dict(images=args.num, batch=args.batch, points=args.points, seed=args.seed)
+        findings += router.findings(own, router.measure(own, **options))
+        runs.append(own)
+    return findings, common_record(args, runs)
+
+
+def pca(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
+    """Show levels, groups and blocks as colours."""
+    from ..analysis import pca
+
+    findings: list[Finding] = []
+    runs = []
+    options = dict(images=args.num, batch=args.batch, seed=args.seed)
+    for source in sources:
+        own = opened(args, source)
+        found = pca.measure(own, times=args.times, chosen=args.images, **options)
+        findings += pca.findings(own, found)
+        runs.append(own)
+    record = {**common_record(args, runs), "chosen_images": args.images, "times": args.times}
+    return findings, record
+
+
+def cost(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
+    """Count and measure costs."""
+    from ..analysis import cost_comparison
+
+    options = dict(batch=args.batch, steps=args.steps)
+    costs = [cost_comparison.measure(source, **options) for source in sources]
+    names = {"runs": [source.name for source in sources], "steps": args.steps}
+    return [cost_comparison.finding(costs, args.batch)], names
+
+
 Found = tuple[list["Finding"], dict[str, Any]]
 DIAGNOSTICS: dict[str, Callable[[argparse.Namespace, Sequence["Source"]], Found]] = {
     "gsnr": gsnr,
+    "router": router,
+    "pca": pca,
+    "cost": cost,
+    "target": target,
 }
 
 if __name__ == "__main__":
