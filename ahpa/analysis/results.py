@@ -167,6 +167,7 @@ def heat_map(
     low: float | None = None,
     high: float | None = None,
     digits: int = 2,
+    numbers: bool = True,
 ) -> None:
     """Draw a matrix as colours with its numbers written in.
 
@@ -179,6 +180,7 @@ def heat_map(
         low: Value of the darkest colour; None for the smallest.
         high: Value of the brightest colour; None for the largest.
         digits: Digits behind the point.
+        numbers: Whether to write the numbers in.
     """
     image = axis.imshow(values, aspect="auto", vmin=low, vmax=high, cmap="viridis")
     axis.grid(False)
@@ -187,7 +189,7 @@ def heat_map(
     axis.tick_params(length=0)
     axis.set_title(title)
     bottom, top = image.get_clim()
-    for row, line in enumerate(values):
+    for row, line in enumerate(values if numbers else ()):
         for column, value in enumerate(line):
             share = (value - bottom) / ((top - bottom) or 1)
             text = f"{value:.{digits}f}" if math.isfinite(value) else "-"

@@ -30,7 +30,7 @@ from ..engine.weights import (
     sha256,
 )
 from ..registry import DATASETS, ConfigError, UserError, build
-from ..registry.contracts import Clean, Dataset, Noised, Tap, TargetView
+from ..registry.contracts import Clean, Condition, Dataset, Noised, Tap, TargetView
 from ..registry.files import user_path
 from ..registry.seeds import mix_seed
 from ..registry.values import Progress
@@ -386,10 +386,11 @@ def observe(
     *,
     progress: Progress,
     taps: frozenset[Tap] | None = None,
+    unconditional: bool = False,
 ) -> TargetView:
     """Run the backbone on a noised batch as a training step does, at given times.
 
-    Conditions are dropped as in training. No tokens are left out (`model.token_routing`).
+    Conditions are dropped as in training unless all are. No tokens skip blocks.
 
     Args:
         net: The network, in eval mode.
@@ -398,9 +399,14 @@ def observe(
         rng: Draws the noise and the dropped conditions.
         progress: Where the run stands.
         taps: What to read; by default what alignments and priors read.
+        unconditional: Give every sample the null condition.
     """
     noised = at_times(net.flow.sample(clean.streams, rng), t, net.geometry.grid)
-    cond = net.parts.conditioner(clean, rng).repeat(noised.views)
+    cond = net.parts.conditioner(clean, rng)
+    if unconditional:
+        count = len(clean.streams["image"])
+        cond = Condition(net.parts.conditioner.null(count, net.parts.device))
+    cond = cond.repeat(noised.views)
     plan = net.plan(noised, rng)
     wanted = net.taps if taps is None else taps
     out = net.backbone(noised.x, noised.t, cond.value, taps=wanted, plan=plan)

@@ -85,6 +85,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     own["router"].add_argument(
         "--points", type=int, default=101, metavar="N", help="times in [0, 1]; default 101"
     )
+    add = own["probe"].add_argument
+    add("--bins", type=int, default=4, metavar="N", help="equal bins of t; default 4")
+    add("--blocks", type=int, nargs="+", metavar="K", help="blocks, from 1; default all")
+    add(
+        "--layers",
+        nargs="+",
+        default=[],
+        metavar="LEVEL",
+        help="levels that the layer gap compares; default up to four of each prior",
+    )
     add = own["pca"].add_argument
     add("--images", type=int, nargs="+", metavar="N", help="these images, by their numbers")
     add(
@@ -328,6 +338,28 @@ def cost(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
     return [cost_comparison.finding(costs, args.batch)], names
 
 
+def probe(args: argparse.Namespace, sources: Sequence["Source"]) -> "Found":
+    """Compare blocks with teachers."""
+    from ..analysis import probe
+
+    findings: list[Finding] = []
+    runs = []
+    for source in sources:
+        own = opened(args, source, drop_alignments=True)
+        found = probe.measure(
+            own,
+            images=args.num,
+            batch=args.batch,
+            bins=args.bins,
+            seed=args.seed,
+            blocks=args.blocks,
+            layers=args.layers,
+        )
+        findings.append(probe.finding(own, found))
+        runs.append(own)
+    return findings, common_record(args, runs)
+
+
 Found = tuple[list["Finding"], dict[str, Any]]
 DIAGNOSTICS: dict[str, Callable[[argparse.Namespace, Sequence["Source"]], Found]] = {
     "gsnr": gsnr,
@@ -335,6 +367,7 @@ DIAGNOSTICS: dict[str, Callable[[argparse.Namespace, Sequence["Source"]], Found]
     "pca": pca,
     "cost": cost,
     "target": target,
+    "probe": probe,
 }
 
 if __name__ == "__main__":
