@@ -1,4 +1,4 @@
-"""`ahpa analyze`: formulas against written-out ones, hand-set policies, the command on a real run."""
+"""`ahpa analyze`: formulas against written-out ones, hand-set policies, the command on a run."""
 
 import csv
 import json
@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.models import VIT
 from support.runs import call, train
 from test_gsnr import LUT, MODELS, SIT, run_of
 
 from ahpa.analysis import cost_comparison, pca, router, target
-from ahpa.analysis.runs import config_source
 from ahpa.registry import UserError
 
 # ---- targets --------------------------------------------------------------------------------
@@ -253,3 +251,157 @@ def test_a_step_is_measured_in_a_process_of_its_own():
     failed = cost_comparison.measured_step(config, batch=2, steps=1)
     assert failed.seconds is None and "model needs the option 'tokenizer'" in failed.reason
     assert cost_comparison.measured_step({}, batch=2, steps=1).reason == "it has no optimiser"
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    own = ["checkpoints.interval=2", "checkpoints.keep=2", "hooks.policy.interval=1"]
+    for name, config in (("lut", "ahpa_sit-b_router-lut"), ("vanilla", "sit-b")):
+        more = own if name == "lut" else own[:2]
+        train(folder / name, config=f"configs/{config}.py", iters=4, options=more)
+    return folder
+
+
+SMALL = {  # options that keep it fast
+    "gsnr": ["--num", "4", "--bins", "2"],
+    "router": ["--num", "4", "--points", "3"],
+    "pca": ["--images", "3", "8", "--times", "0.5"],
+    "cost": ["--steps", "0"],
+    "target": ["--num", "4", "--points", "2"],
+    "probe": ["--num", "24", "--bins", "1"],
+}
+FILES = {
+    "router": ["router_lut_main"],
+    "pca": ["pca_lut_levels", "pca_lut_groups", "pca_lut_blocks"],
+    "probe": ["probe_lut"],
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_diagnostic_writes_four_files(trained, kind):
+    done = call("analyze", kind, trained / "lut", *SMALL[kind])
+    assert done.returncode == 0, done.stderr
+    out = trained / "lut" / "analysis"
+    names = FILES.get(kind, [kind])
+    found = {path.name for path in out.iterdir() if path.name.startswith(kind)}
+    assert found == {f"{n}.{suffix}" for n in names for suffix in ("png", "svg", "csv", "json")}
+    for name in names:
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 300 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
+        assert (out / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+        whole = json.loads((out / f"{name}.json").read_text())
+        with open(out / f"{name}.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == len(whole["rows"]) > 0
+        assert list(rows[0]) == list(whole["rows"][0])
+        record = whole["record"]
+        assert record["command"][:3] == ["ahpa", "analyze", kind]
+        if kind == "cost":
+            assert record["runs"] == ["lut"]
+            continue
+        (run,) = record["runs"]
+        averaged = kind in ("pca", "probe")
+        assert run["run"] == "lut" and run["iteration"] == 4 and run["training_seed"] == 0
+        assert run["weights"] == ("ema" if averaged else "model")
+        assert len(run["checkpoint_sha256"]) == 64 and record["data"][0]["seed"] == 0
+
+
+@pytest.mark.slow
+def test_figures_do_not_depend_on_the_time_of_day(trained, tmp_path):
+    for name in "ab":
+        call("analyze", "gsnr", trained / "lut", *SMALL["gsnr"], "--out", tmp_path / name)
+    for suffix in ("png", "svg", "csv"):
+        first, second = ((tmp_path / n / f"gsnr.{suffix}").read_bytes() for n in "ab")
+        assert first == second
+
+
+def test_the_history_of_a_router(trained):
+    """From checkpoints (2, 4) and from the hook's tables (1, 3); both say the same of step 4."""
+    from ahpa.analysis.runs import open_run, run_source
+
+    run = open_run(run_source(trained / "lut"), weights="model")
+    policy = router.measure(run, images=2, points=101)["main"]
+    assert list(policy.history) == [1, 2, 3, 4]
+    written = router.written_tables(run, "main", policy.router)[4]
+    assert written.keys() == policy.table.keys()
+    for column, values in written.items():
+        np.testing.assert_allclose(values, policy.table[column], rtol=1e-5, atol=1e-6)
+    state = torch.load(trained / "lut/checkpoints/iter_000000004.pth", weights_only=True)["model"]
+    for key, value in run.net.state_dict().items():
+        assert torch.equal(value, state[key]), key  # the last weights are back in place
+
+
+def test_heads_of_one_run_on_the_backbone_of_another(trained, tmp_path):
+    from ahpa.analysis.runs import open_run, run_source
+
+    ours, other = run_source(trained / "lut"), run_source(trained / "vanilla")
+    run = open_run(other, weights="ema", heads=ours)
+    for key, value in run.net.state_dict().items():
+        name = key.removeprefix("backbone.")
+        expected = ours.state[key] if key.startswith("alignments.") else other.average[name]
+        assert torch.equal(value, expected), key
+    out = ["--out", tmp_path]
+    alone = call("analyze", "gsnr", trained / "vanilla", *SMALL["gsnr"], *out)
+    assert alone.returncode == 2 and "vanilla has no alignment" in alone.stderr
+    heads = ["--heads", trained / "lut"]
+    done = call("analyze", "gsnr", trained / "vanilla", *SMALL["gsnr"], *heads, *out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "gsnr.json").read_text())["record"]["runs"][0]
+    assert record["run"] == "vanilla" and record["heads"]["run"] == "lut"
+
+
+def test_a_prior_is_swapped_in(trained, tmp_path):
+    """The supervisor of Table B.10: another autoencoder of the same sizes changes the gradients."""
+    inner = "dict(type='KLAutoencoder', source='bundled', precision='fp32')"
+    same = f"vae=dict(type='VAETaps', autoencoder={inner})"
+    norm = "vae=dict(type='SpatialNorm', prior=dict(type='VAETaps'))"
+    found = {}
+    for name, prior in (("own", []), ("same", ["--prior", same]), ("norm", ["--prior", norm])):
+        where = [trained / "lut", *SMALL["gsnr"], "--out", tmp_path / name]
+        done = call("analyze", "gsnr", *where, *prior)
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((tmp_path / name / "gsnr.json").read_text())["rows"]
+        found[name] = [row["gsnr"] for row in rows]
+    np.testing.assert_allclose(found["same"], found["own"], rtol=1e-3)
+    assert not np.allclose(found["norm"], found["own"], rtol=0.1)
+    other = ["--prior", "vae=dict(type='TimmEncoder', model='bundled', precision='fp32')"]
+    done = call("analyze", "gsnr", trained / "lut", *SMALL["gsnr"], *other)
+    assert done.returncode == 2 and "\n" not in done.stderr.strip()
+
+
+def test_a_config_is_looked_into_before_training(tmp_path):
+    done = call("analyze", "target", "irepa_sit-b", "--demo", *SMALL["target"], "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "target.json").read_text())["record"]["runs"][0]
+    assert record["weights"] == "untrained" and record["checkpoint_sha256"] is None
+    assert record["iteration"] == 0 and record["method"] == "irepa_sit-b"
+
+
+MISTAKES = [
+    (["gsnr", "nothing_like_this"], "there is no config nothing_like_this"),
+    (["gsnr", "sit-b", "--num", "1"], "--num: must be an integer of at least 2, got 1"),
+    (["gsnr", "sit-b", "--bins", "0"], "--bins: must be a positive integer, got 0"),
+    (["probe", "sit-b", "--seed", "-1"], "--seed: must be a non-negative integer, got -1"),
+    (["pca", "sit-b", "--times", "1.5"], "--times: must be a finite number in [0, 1], got 1.5"),
+    (["target", "sit-b", "--data", ""], "--data: must not be empty"),
+    (["gsnr", "sit-b", "--prior", "vae"], "--prior: must be NAME=CONFIG"),
+    (["gsnr", "sit-b", "--prior", "a=A", "--prior", "a=B"], "--prior: 'a' is given twice"),
+    (["target", "sit-b", "--demo"], "has no prior, so there is no target"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: "_".join(v)[:30])
+def test_mistakes_are_one_line(arguments, message):
+    done = call("analyze", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_help(kind):
+    done = call("analyze", kind, "--help")
+    assert done.returncode == 0 and "--out" in done.stdout

@@ -205,7 +205,9 @@ def test_an_untrained_backbone_is_probed():
     expected = probe.cknna(a, b)
     assert found.between["vae conv_in", "vae mid.res1"] == pytest.approx(expected, rel=1e-5)
     notes = probe.notes_of(run, found)
-    assert any("layer gap of vae" in note and "most is left to learn from" in note for note in notes)
+    assert any(
+        "layer gap of vae" in note and "most is left to learn from" in note for note in notes
+    )
 
 
 def seeded(seed):

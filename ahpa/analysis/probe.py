@@ -587,7 +587,7 @@ def rows_of(run: Run, found: Measured) -> list[dict[str, Any]]:
 def mean_over_bins(found: Measured, block: int, teacher: str, figure: str) -> float:
     """Return the mean of a pair's figure over the bins."""
     values = [
-        float(getattr(found.pairs[number, block, teacher], figure)) for number in range(found.bins)
+        float(found.pairs[number, block, teacher]._asdict()[figure]) for number in range(found.bins)
     ]
     return sum(values) / len(values)
 
@@ -682,14 +682,14 @@ def finding(run: Run, found: Measured) -> Finding:
         ):
             for number in range(found.bins):
                 low, high = number / found.bins, (number + 1) / found.bins
-                values_of = [float(getattr(found.blocks[number, b], key)) for b in blocks]
+                values_of = [float(found.blocks[number, b]._asdict()[key]) for b in blocks]
                 style = {**look(number), "marker": "o", "ms": 3}
                 axis.plot(blocks, values_of, label=f"t {low:.2f} to {high:.2f}", **style)
-            best = max(teachers, key=lambda name: nan_last(getattr(found.teachers[name], key)))
-            level = float(getattr(found.teachers[best], key))
+            best = max(teachers, key=lambda name: nan_last(found.teachers[name]._asdict()[key]))
+            level = float(found.teachers[best]._asdict()[key])
             axis.axhline(level, color="0.4", lw=1, ls=":", label=f"best teacher: {best}")
             axis.set(title=text, xlabel="block", xticks=blocks)
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
         compared = [name for name in teachers if is_compared(found, name)]
         for place, name in enumerate(compared):
             block = best_block(found, name)

@@ -83,6 +83,9 @@ class Finding:
             "summary": plain(self.summary),
             "rows": plain(list(self.rows)),
         }
+        with styled():  # lay out once for both pictures
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
         contents = {
             "png": picture(self.figure, "png"),
             "svg": picture(self.figure, "svg"),

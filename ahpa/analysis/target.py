@@ -255,7 +255,7 @@ def finding(measured: Sequence[tuple[Run, Measured]]) -> Finding:
         figure = new_figure(11.5, height, "Targets as they are, and routed over t")
         columns = figure.subplots(1, 5, width_ratios=(0.55, 0.55, 0.55, 0.55, 1.9))
         for axis, (key, title) in zip(columns, kinds.items(), strict=False):
-            values = [[float(getattr(shape, key))] for shape in figures]
+            values = [[float(shape._asdict()[key])] for shape in figures]
             bounded = key in ("constant_cosine", "mean_share")
             heat_map(
                 axis,
