@@ -323,7 +323,7 @@ def test_hastes_blocks_of_dinov2():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(attention=[0]), "attention: 0 is not a block of the backbone; blocks are 1..12"),
+        (dict(attention=[0]), "attention: 0 is not a block of the encoder; blocks are 1..12"),
         (dict(attention=[13]), r"blocks are 1\.\.12"),
         (dict(attention=9), "attention: must be a list of blocks, got 9"),
         (dict(attention=[1], model=DINOV3), "use a model with timm's plain Attention"),
