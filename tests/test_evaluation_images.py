@@ -358,6 +358,19 @@ def test_an_error_of_one_process_ends_all(sets, tmp_path):
     assert all(isinstance(error, UserError) and "0005.png" in str(error) for error in found)
 
 
+def test_too_few_images_end_all_processes(sets):
+    """The figures are computed by the first process; its error is everybody's."""
+    reference, metrics = Reference(sets / "reference.npz"), build_metrics(["precision:tiny-vit"])
+    images = [Batch(torch.arange(3), torch.zeros(3, 3, 64, 64, dtype=torch.uint8))]
+
+    def action(processes):
+        given = images if processes.rank == 0 else []
+        return evaluate_images(given, reference, metrics, device="cpu", processes=processes)
+
+    found = together(2, action)
+    assert all("more than 3 images" in str(error) for error in found)
+
+
 def test_samples_can_be_fed_directly(sets, once):
     """Batches of a generator instead of a stored set, in any order."""
     images = open_images(sets / "samples.npz")
@@ -477,10 +490,12 @@ def test_a_reference_of_our_own_is_adms(tmp_path, small_inception, monkeypatch):
 def test_adms_file_without_a_count_or_images(tmp_path):
     rng = np.random.default_rng(0)
     mean, mean_s = rng.standard_normal(2048), rng.standard_normal(2023)
-    arrays = dict(mu=mean, sigma=np.eye(2048), mu_s=mean_s, sigma_s=np.eye(2023))
+    sigma = np.asfortranarray(np.diag(np.arange(1.0, 2049)))
+    arrays = dict(mu=mean, sigma=sigma, mu_s=mean_s, sigma_s=np.eye(2023))
     np.savez(tmp_path / "ref.npz", **arrays)
     reference = Reference(tmp_path / "ref.npz")
     assert not reference.moments["pool"].counted
+    np.testing.assert_array_equal(reference.moments["pool"].covariance, sigma)
     np.testing.assert_array_equal(reference.moments["spatial"].mean, mean_s)
     with pytest.raises(UserError, match=r"no images \(arr_0\)"):
         assert reference.images
