@@ -13,7 +13,7 @@ from PIL import Image
 from support.runs import call, tool
 
 from ahpa.evaluation import inception, make_reference
-from ahpa.evaluation.collect import collect, evaluate_images
+from ahpa.evaluation.collect import collect, evaluate_images, load_extractors
 from ahpa.evaluation.images import (
     UINT8_RULES,
     Batch,
@@ -313,14 +313,27 @@ def once(sets):
     return evaluate_images(images, reference, build_metrics(SOME), device="cpu", batch=64)
 
 
+@pytest.fixture(scope="module")
+def encoder():
+    """The bundled encoder, loaded once."""
+    needs = [need for metric in build_metrics(SOME).values() for need in metric.needs]
+    return load_extractors(needs, torch.device("cpu"))
+
+
+@pytest.fixture
+def loaded(encoder, monkeypatch):
+    """Loading is not made for threads, which stand for processes here."""
+    monkeypatch.setattr("ahpa.evaluation.collect.load_extractors", lambda *given: encoder)
+
+
 @pytest.mark.parametrize(("batch", "world"), [(5, 1), (8, 2), (3, 3)])
-def test_figures_depend_on_no_batch_size_and_number_of_processes(sets, once, batch, world):
+def test_figures_depend_on_no_batch_size_and_number_of_processes(sets, once, loaded, batch, world):
     reference = Reference(sets / "reference.npz")
-    images = open_images(sets / "samples.npz")
+    images, metrics = open_images(sets / "samples.npz"), build_metrics(SOME)
 
     def action(processes):
         options = dict(device="cpu", batch=batch, processes=processes)
-        return evaluate_images(images, reference, build_metrics(SOME), **options)
+        return evaluate_images(images, reference, metrics, **options)
 
     for figures, record in together(world, action):
         assert figures.keys() == once[0].keys()
@@ -342,7 +355,7 @@ def test_the_record_says_what_decides_the_figures(sets, once):
     assert figures["fd:tiny-vit"] > 0
 
 
-def test_an_error_of_one_process_ends_all(sets, tmp_path):
+def test_an_error_of_one_process_ends_all(sets, loaded, tmp_path):
     folder = stored("flat", pixels(6, 64), tmp_path)
     (folder / "0005.png").write_bytes(b"x")  # in the share of the last process
     reference, metrics = Reference(sets / "reference.npz"), build_metrics(["fd:tiny-vit"])
@@ -358,7 +371,7 @@ def test_an_error_of_one_process_ends_all(sets, tmp_path):
     assert all(isinstance(error, UserError) and "0005.png" in str(error) for error in found)
 
 
-def test_too_few_images_end_all_processes(sets):
+def test_too_few_images_end_all_processes(sets, loaded):
     """The figures are computed by the first process; its error is everybody's."""
     reference, metrics = Reference(sets / "reference.npz"), build_metrics(["precision:tiny-vit"])
     images = [Batch(torch.arange(3), torch.zeros(3, 3, 64, 64, dtype=torch.uint8))]
