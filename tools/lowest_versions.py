@@ -31,7 +31,16 @@ TINY = (
     "hooks.samples.rows=2",
     "hooks.samples.columns=2",
 )
-TESTS = ("sit", "vision", "autoencoder", "registry", "checkpoint", "pipeline_folder")
+TESTS = (
+    "sit",
+    "vision",
+    "autoencoder",
+    "registry",
+    "checkpoint",
+    "pipeline_folder",
+    "verdict",
+    "evaluation_metrics",
+)
 WANDB_CONFIG = """
 _base_ = ["{config}"]
 visualizer = dict(vis_backends=[dict(type="WandbVisBackend", init_kwargs=dict(mode="offline"))])
