@@ -1,1 +1,2 @@
-"""What a run has learnt, and what a model costs: the routers' policy, parameters and GMACs."""
+"""What runs have learnt and cost: the routers' policy, targets, gradients, probes, parameters and
+GMACs."""

@@ -33,6 +33,7 @@ from .runs import Run, batches, generator, observe
 BLOCK = "block"
 CHECKED = 4  # images of which the loss is also computed one by one
 TOLERANCE = 1e-4  # relative difference of a batch's loss and the mean of its images' losses
+SMALLEST = 1e-3  # loss below which that difference is absolute
 GRAM = 1 << 24  # numbers of the Gram matrices that are held at once
 HIGH_NOISE = 0.5  # t from which a bin counts as high noise; the paper gives no boundary
 
@@ -291,7 +292,7 @@ def refuse_coupled(
             f"({reason}), so an image has no gradient of its own and G is not defined."
         ) from error
     mean = sum(alone) / count
-    if abs(whole - mean) > TOLERANCE * max(abs(whole), abs(mean), 1e-6):
+    if abs(whole - mean) > TOLERANCE * max(abs(whole), abs(mean), SMALLEST):
         raise UserError(
             f"alignment {target.alignment!r} couples the images of a batch: its loss of {count} "
             f"images is {whole:.6g}, the mean over the same images one by one {mean:.6g}. An image "
@@ -670,11 +671,12 @@ def finding(measured: Sequence[tuple[Run, Sequence[Curve]]], params: str) -> Fin
                     "gsnr_times_b": {kind: value * count for kind, value in means.items()},
                 }
             )
-            high, low = (means.get(kind, float("nan")) for kind in ("high_noise", "low_noise"))
-            notes.append(
-                f"{run.name} {curve.target.alignment} {curve.target.level}: G {high:.3g} at high "
-                f"noise, {low:.3g} at low noise; times B {high * count:.3g} and {low * count:.3g}"
-            )
+            listed = [
+                f"{kind.replace('_', ' ')} {value:.3g} (times B {value * count:.3g})"
+                for kind, value in means.items()
+            ]
+            target = f"{curve.target.alignment} {curve.target.level}"
+            notes.append(f"{run.name} {target}: G {', '.join(listed)}")
             if not curve.weighted:
                 notes.append(
                     f"{run.name}: the weight of {curve.target.alignment} is 0 at this iteration; "

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..alignment.routed import RoutedAlignment
 from ..registry import UserError
 from ..registry.contracts import Features, Prior
+from .cost import alignments_of
 from .results import TIME, Finding, heat_map, look, new_figure, styled
 from .runs import Run, batches, generator, observe, want_all_levels
 
@@ -214,12 +215,17 @@ def notes_of(run: Run, found: Measured) -> list[str]:
                 "little; the prior SpatialNorm takes the constant out"
             )
         notes.append(f"{text}.")
-        smallest = min(shape.rms for shape in own.values())
-        largest = max(shape.rms for shape in own.values())
-        if largest > 2 * smallest > 0:
+        read = {
+            level
+            for alignment in alignments_of(run.net).values()
+            for level in alignment.reads.get(prior, ())
+        }
+        sizes = [own[level].rms for level in read if level in own]
+        if sizes and max(sizes) > 2 * min(sizes) > 0:
             notes.append(
-                f"{run.name}: the RMS of {prior}'s levels differs {largest / smallest:.1f} times, "
-                "so equal weights are not equal shares of the target."
+                f"{run.name}: the RMS of {prior}'s levels that are read differs "
+                f"{max(sizes) / min(sizes):.1f} times, so equal weights are not equal shares of "
+                "the target."
             )
     for (alignment, group), shapes in found.routed.items():
         if group == "target":

@@ -189,6 +189,7 @@ def find_source(name: str, *, demo: bool) -> "Source":
     """
     from ..analysis.runs import config_source, run_source
     from ..engine import config as configs
+    from ..engine.config_file import SUFFIXES
     from ..registry.locations import find_config
     from .demo import make_small
 
@@ -198,7 +199,7 @@ def find_source(name: str, *, demo: bool) -> "Source":
     try:
         file = find_config(name)
     except UserError:
-        if "/" in name:
+        if "/" in name and path.suffix not in SUFFIXES:
             return run_source(name)
         raise
     cfg = configs.load(file)
