@@ -2,13 +2,13 @@
 in both countings and the config."""
 
 import pytest
-from support.runs import ROOT, call, tool
+from support.runs import ROOT, call
 
 
 def test_it_prints_what_a_run_would_cost():
     config = ROOT / "configs" / "ahpa_sit-b.py"
     options = ["--vae", "bundled", "--dry-run", "--cfg-options", "model.backbone.depth=3"]
-    done = tool("train", config, *options)
+    done = call("train", config, *options)
     assert done.returncode == 0, done.stderr
     for word in (
         "backbone parameters",

@@ -353,6 +353,7 @@ def test_pickscore_without_weights_says_what_to_fetch(nowhere):
 # ---- a third party's ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_third_partys_extractor(shared):
     """The example package's own tests pass, on real pictures with a real network."""
     example = ROOT / "examples" / "custom_extractor"

@@ -4,8 +4,6 @@ own, files are data."""
 import argparse
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from support.layouts import (
     official,
 )
 from support.models import BUNDLED, small_model
+from support.runs import call, tool
 
 from ahpa.engine import checkpoint
 from ahpa.engine.inference import load_generator
@@ -469,20 +468,12 @@ def test_a_file_that_promises_more_than_it_holds_is_refused_at_once(tmp_path):
 
 
 def test_the_command(tmp_path):
-    from support.runs import ROOT, environment
-
-    def run(*command):
-        options = dict(cwd=ROOT, env=environment(), capture_output=True, text=True)
-        return subprocess.run([sys.executable, *command], **options)
-
     source = write(tmp_path / "in.pt", made("dit"))
-    tool, files = "tools/import_weights.py", (str(source), str(tmp_path / "ours.pth"))
-    options = ("--num-heads", str(HEADS), "--vae", "bundled")
-    done = run(tool, "--format", "dit", *files, *options)
+    files, options = (source, tmp_path / "ours.pth"), ("--num-heads", HEADS, "--vae", "bundled")
+    done = tool("import_weights", "--format", "dit", *files, *options)
     assert done.returncode == 0, done.stderr
-    printed = re.search(r"sample from it: python (\S+ \S+)", done.stdout)[1].split()
-    done = run(*printed, "--num", "2", "--steps", "2", "--out", str(tmp_path / "a.png"))
+    printed = re.search(r"sample from it: python tools/(\S+).py (\S+)", done.stdout).groups()
+    done = call(*printed, "--num", "2", "--steps", "2", "--out", tmp_path / "a.png")
     assert done.returncode == 0 and Path(tmp_path / "a.png").exists(), done.stderr
-    wrong = run(tool, "--format", "siit", *files, *options)
+    wrong = call("import-weights", "--format", "siit", *files, *options)
     assert wrong.returncode == 2 and "did you mean 'sit'" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
