@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry.errors import ConfigError, UserError
 from ..registry.validation import integer, number
-from .common import refuse_empty, report_mistake
+from .common import refuse_empty, run_command
 
 if TYPE_CHECKING:
     from ..analysis.results import Finding
@@ -121,11 +121,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    return run_command(run, arguments)
 
 
 def run(arguments: Sequence[str] | None) -> int:

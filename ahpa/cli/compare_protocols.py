@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..registry.errors import UserError
-from .common import make_parser, report_mistake
+from .common import make_parser, run_command
 
 if TYPE_CHECKING:
     from ..evaluation.results import FoundResult
@@ -25,11 +25,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 alike, 1 different, 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Return the exit code: 0 alike, 1 different, 2 for a user's mistake, 130 after Ctrl-C."""
+    return run_command(run, arguments)
 
 
 def run(arguments: Sequence[str] | None) -> int:

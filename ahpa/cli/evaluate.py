@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..registry.errors import ConfigError, UserError
 from ..registry.validation import integer, positive_int
-from .common import make_parser, refuse_empty, report_mistake
+from .common import make_parser, refuse_empty, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -100,11 +100,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    return run_command(run, arguments)
 
 
 class Job(NamedTuple):

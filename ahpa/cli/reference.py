@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..registry.errors import UserError
 from ..registry.validation import integer, positive_int
-from .common import make_parser, report_mistake
+from .common import make_parser, run_command
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,11 +36,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    return run_command(run, arguments)
 
 
 def run(arguments: Sequence[str] | None) -> int:
