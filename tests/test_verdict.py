@@ -14,7 +14,7 @@ from support.runs import ROOT
 from ahpa.cli.main import main
 from ahpa.evaluation import verdict
 from ahpa.evaluation.protocol import EvaluationResult
-from ahpa.registry import UserError
+from ahpa.registry import METRICS, ConfigError, UserError, build
 
 PAIRS = 20_000  # simulated comparisons
 FIELD = math.hypot(verdict.TRAINING_SPREAD, verdict.SAMPLING_SPREAD)
@@ -519,3 +519,14 @@ def test_what_nobody_recorded_is_never_alike(tmp_path, capsys):
 def test_protocols_of_several_results_are_refused(runs, capsys):
     assert main(["compare-protocols", str(runs / "sit-b_0"), str(runs / "sit-b_1")]) == 2
     assert "has several results; name one: 400000_0.json" in capsys.readouterr().err
+
+
+def test_every_metrics_direction_is_known():
+    """The table, which spares `ahpa compare` the networks, says what the metrics say."""
+    for name in METRICS.names():
+        try:
+            figures = build(METRICS, {"type": name}).figures
+        except ConfigError:  # it needs an extractor, which its figure names: "fd:tiny-vit"
+            figures = build(METRICS, {"type": name, "extractor": "tiny-vit"}).figures
+        for figure, higher in figures.items():
+            assert verdict.direction(figure) is higher, figure
