@@ -17,7 +17,7 @@ COMMANDS = {  # name -> (module, what it does)
     ),
     "compare": ("compare", "say whether one method is better, from runs over several seeds"),
     "compare-protocols": ("compare_protocols", "name what differs between two results' protocols"),
-    "report": ("report", "write verdicts, curves, samples and differences of runs as one HTML page"),
+    "report": ("report", "write curves, samples, verdicts and differences of runs as a page"),
     "list": ("list_components", "list every registered component"),
     "configs": ("list_configs", "list the shipped configs, or print where they are"),
 }

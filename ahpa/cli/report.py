@@ -2,11 +2,11 @@
 ahpa report RUN... [--out report.html]
 ahpa report --group NAME RUN... --group NAME RUN... [--out report.html]
 
-RUN is a work dir. Runs whose configs differ in nothing but the seed, the length, hooks and paths
-are seeds of one method; --group names the methods instead. The page holds verdicts, figures, curves
-with seeds as bands, samples at equal steps, routers, diagnostics (`ahpa analyze`), cost, tables, and
-in what configs and protocols differ. It loads nothing from the network. A run may still be going
-on; what is missing is said on the page. See docs/report.md.
+RUN is a work dir. Runs whose configs differ only in the seed, the length, hooks and paths are seeds
+of one method; --group names the methods instead. The page holds verdicts, figures, curves with
+seeds as bands, samples at equal steps, routers, diagnostics (`ahpa analyze`), cost, tables, and in
+what configs and protocols differ. It loads nothing from the network. A run may still be going on;
+what is missing is said on the page. See docs/report.md.
 """
 
 import argparse

@@ -176,10 +176,10 @@ def describe(line: Series) -> str:
 
 def draw_line(line: Series, x_axis: Axis, y_axis: Axis) -> list[Html]:
     """Draw the band and the line; where fewer seeds are left, it is thin."""
-    most = max(point.count for point in line.points)
+    most = max(point.seeds for point in line.points)
     segments: list[list[Point]] = []
     for point in line.points:
-        if not segments or segments[-1][0].count != point.count:
+        if not segments or segments[-1][0].seeds != point.seeds:
             segments.append([])
         segments[-1].append(point)
 
@@ -190,14 +190,14 @@ def draw_line(line: Series, x_axis: Axis, y_axis: Axis) -> list[Html]:
     parts = []
     for part in segments:
         upper, lower = [p.high for p in part], [p.low for p in part]
-        if part[0].count > 1 and len(part) > 1:
+        if part[0].seeds > 1 and len(part) > 1:
             back = corners(part[::-1], lower[::-1])
             parts.append(tag("polygon", class_="band", points=f"{corners(part, upper)} {back}"))
-        elif part[0].count > 1:
+        elif part[0].seeds > 1:
             x = f"{x_axis.place(part[0].x):.1f}"
             top, bottom = (f"{y_axis.place(v):.1f}" for v in (upper[0], lower[0]))
             parts.append(tag("line", class_="whisker", x1=x, x2=x, y1=top, y2=bottom))
-        weight = "line" if part[0].count == most else "line partial"
+        weight = "line" if part[0].seeds == most else "line partial"
         middle = corners(part, [p.mean for p in part])
         if len(part) > 1:
             parts.append(tag("polyline", class_=weight, points=middle))
@@ -272,7 +272,12 @@ def map_chart(title: str, t: Sequence[float], rows: Sequence[tuple[str, Sequence
 def svg(parts: Sequence[Html], words: str, height: float = HEIGHT) -> Html:
     """Return a chart, with its description for those who do not see it."""
     return tag(
-        "svg", *parts, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=words, class_="plot"
+        "svg",
+        *parts,
+        viewBox=f"0 0 {WIDTH} {height:g}",
+        role="img",
+        aria_label=words,
+        class_="plot",
     )
 
 

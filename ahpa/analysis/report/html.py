@@ -4,6 +4,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
+BLANK = "\u2013"  # of a table's empty cell
 VOID = ("img", "input", "meta", "line", "rect", "path", "circle", "polyline", "polygon")
 
 
@@ -37,14 +38,24 @@ def join(content: Iterable[str | None]) -> Html:
     return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
 
 
+def prose(text: str) -> Html:
+    """Return a text in which `names` between backticks are set as code."""
+    if isinstance(text, Html):
+        return text
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        return join([text])
+    return join(tag("code", piece) if i % 2 else piece for i, piece in enumerate(pieces))
+
+
 def paragraph(*content: str, class_: str | None = None) -> Html:
-    """Return a paragraph."""
-    return tag("p", *content, class_=class_)
+    """Return a paragraph; `names` between backticks are code."""
+    return tag("p", *map(prose, content), class_=class_)
 
 
 def bullets(items: Sequence[str]) -> Html | None:
     """Return a list; None if it is empty."""
-    return tag("ul", *(tag("li", item) for item in items)) if items else None
+    return tag("ul", *(tag("li", prose(item)) for item in items)) if items else None
 
 
 def table(

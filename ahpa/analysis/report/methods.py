@@ -20,6 +20,7 @@ from ...evaluation.protocol import (
 from ...evaluation.results import FoundResult, figures_by_seed
 from ...evaluation.verdict import Comparison, compare_methods, direction, summarise
 from ...registry import UserError
+from .html import BLANK
 from .runs import LoggedRun, section
 
 BANDS = ("range", "stderr")
@@ -110,14 +111,14 @@ class Point(NamedTuple):
         mean: Mean over seeds.
         low: Lower end of the band.
         high: Upper end.
-        count: Number of seeds.
+        seeds: Number of seeds.
     """
 
     x: float
     mean: float
     low: float
     high: float
-    count: int
+    seeds: int
 
 
 def summarise_seeds(values: Sequence[float], band: str) -> tuple[float, float, float]:
@@ -144,7 +145,7 @@ def seed_curve(curves: Sequence[Mapping[float, float]], band: str) -> list[Point
         band: See `summarise_seeds`.
 
     Returns:
-        Points in order of x; after a seed has ended, `count` is smaller.
+        Points in order of x; after a seed has ended, `seeds` is smaller.
     """
     finite = [{x: y for x, y in curve.items() if math.isfinite(y)} for curve in curves]
     finite = [curve for curve in finite if curve]
@@ -164,13 +165,13 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         return list(points)
     chunks: list[list[Point]] = []
     for point in points:
-        if not chunks or len(chunks[-1]) == size or chunks[-1][0].count != point.count:
+        if not chunks or len(chunks[-1]) == size or chunks[-1][0].seeds != point.seeds:
             chunks.append([])
         chunks[-1].append(point)
     thinned = []
     for chunk in chunks:
         means = [math.fsum(column) / len(chunk) for column in zip(*chunk, strict=True)]
-        thinned.append(Point(means[0], means[1], means[2], means[3], chunk[0].count))
+        thinned.append(Point(means[0], means[1], means[2], means[3], chunk[0].seeds))
     return thinned
 
 
@@ -339,7 +340,7 @@ class FigureCell(NamedTuple):
 def figure_cell(name: str, found: Sequence[FoundResult], metric: str) -> FigureCell:
     """Summarise a figure of a method; seeds that are not recorded count as one for each result."""
     if not found:
-        return FigureCell((), "–")
+        return FigureCell((), BLANK)
     try:
         seeds: Mapping[int, Mapping[int, float]] = figures_by_seed(name, found, metric)
     except UserError:
@@ -411,7 +412,7 @@ def config_cell(values: Sequence[Any]) -> str:
     """Return the values of a key in the runs of a method, each once."""
     texts: dict[str, str] = {}
     for value in values:
-        texts.setdefault(canonical(value), "–" if value == ABSENT else cut(value))
+        texts.setdefault(canonical(value), BLANK if value == ABSENT else cut(value))
     return "; ".join(texts.values())
 
 
@@ -435,5 +436,5 @@ def protocol_rows(
     for key in dict.fromkeys(key for own in flat for key in own):
         values = [own.get(key, ABSENT) for own in flat]
         if differing({canonical(value) for value in values}):
-            rows.append([key, *("–" if value == ABSENT else cut(value) for value in values)])
+            rows.append([key, *(BLANK if value == ABSENT else cut(value) for value in values)])
     return rows

@@ -5,7 +5,7 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from ...evaluation.results import FoundResult
 from ...evaluation.verdict_text import verdict_lines
 from ...registry.files import write_file
 from .chart import LOOKS, Series, dot_chart, line_chart, map_chart, swatch
-from .html import Html, bullets, data_uri, details, join, paragraph, table, tag
+from .html import BLANK, Html, bullets, data_uri, details, join, paragraph, table, tag
 from .methods import (
     BANDS,
     Judged,
@@ -40,6 +40,7 @@ from .pictures import chosen_steps, embed, embed_analysis, with_grids
 from .runs import Analysis, GivenTable, LoggedRun, shown
 
 MOST_LINES = 8  # a group of more levels is drawn as a map
+FEW_ROWS = 25  # a longer table of differences is closed at first
 MOST_ROWS = 60  # of an analysis; the CSV has all
 PICTURES = ("pca",)  # diagnostics whose colours are data and stay in the dark
 BAND_TEXT = {
@@ -127,9 +128,7 @@ def page(report: Report) -> str:
     style = asset("page.css") + "".join(hiding_rule(i) for i in range(len(report.methods)))
     script = asset("page.js")
     links = [tag("li", tag("a", part.title, href=f"#{part.name}")) for part in sections]
-    main = [
-        tag("section", tag("h2", part.title), part.content, id=part.name) for part in sections
-    ]
+    main = [tag("section", tag("h2", part.title), part.content, id=part.name) for part in sections]
     body = tag(
         "body",
         tag("a", "Skip to the figures", href="#runs", class_="skip"),
@@ -176,7 +175,7 @@ def hiding_rule(number: int) -> str:
 
 def header(report: Report, judged: Sequence[Judged]) -> Html:
     """Return the title, what is compared, and the verdicts."""
-    lines = [verdict_item(report, item) for item in judged]
+    lines = [item for figure in judged for item in verdict_items(report, figure)]
     if not lines:
         lines = [tag("li", paragraph(no_verdict(report)), class_="inconclusive")]
     count = len(report.runs)
@@ -188,16 +187,8 @@ def header(report: Report, judged: Sequence[Judged]) -> Html:
         tag("h1", report.heading),
         paragraph(f"{runs} of {methods}: {names}."),
         tag("h2", "Verdicts", id="verdicts"),
-        tag("ul", *join_all(lines), class_="verdicts"),
+        tag("ul", *lines, class_="verdicts"),
     )
-
-
-def join_all(items: Sequence[Html | Sequence[Html]]) -> list[Html]:
-    """Return items and the items of lists among them."""
-    found: list[Html] = []
-    for item in items:
-        found += [item] if isinstance(item, Html) else list(item)
-    return found
 
 
 def seeds_text(method: Method) -> str:
@@ -223,7 +214,7 @@ def no_verdict(report: Report) -> str:
     return "No verdict: no figure was measured for two methods under the same protocol."
 
 
-def verdict_item(report: Report, judged: Judged) -> list[Html]:
+def verdict_items(report: Report, judged: Judged) -> list[Html]:
     """Return the verdicts on one figure, one item each."""
     at = "" if judged.iteration is None else f" at iteration {judged.iteration:,}"
     what = f"{judged.metric} ({better_text(judged.metric)}){at}"
@@ -254,7 +245,7 @@ def legend(report: Report) -> Html:
     for number, method in enumerate(report.methods):
         box = tag("input", type="checkbox", id=f"show{number}", checked=True)
         labels.append(tag("label", box, swatch(number), method.name))
-    return tag("fieldset", tag("legend", "Show"), *labels, class_="legend")
+    return tag("fieldset", tag("legend", "Show methods"), *labels, class_="legend")
 
 
 def footer(report: Report) -> Html:
@@ -278,17 +269,17 @@ def runs_section(report: Report) -> Section:
     for method in report.methods:
         for run in method.runs:
             last = run.records[-1] if run.records else {}
-            seed = "–" if run.seed is None else str(run.seed)
-            loss = figure(last.get("loss"))
+            seed = BLANK if run.seed is None else str(run.seed)
+            loss = rounded(last.get("loss"))
             rows.append([run.name, method.name, seed, run.state, loss, str(len(run.results))])
     columns = ["Run", "Method", "Seed", "State", "Last loss", "Results"]
     content = table("Runs", columns, rows, numbers=False)
     return Section("runs", "Runs", content)
 
 
-def figure(value: float | None) -> str:
+def rounded(value: float | None) -> str:
     """Return a figure for a table."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+    return BLANK if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 # ---- evaluation ---------------------------------------------------------------------------------
@@ -336,7 +327,7 @@ def evaluation_of_kind(report: Report, kind: str, *, named: bool) -> list[Html |
             name = f"{metric} over training"
             charts.append(line_chart(name, curves, x_label="iteration"))
     for name, found in cells.items():
-        if any(not text.startswith("–") for text in found):
+        if any(not text.startswith(BLANK) for text in found):
             rows.append([name, *found])
         else:
             notes.append(f"{name} has no result under this protocol.")
@@ -361,6 +352,7 @@ def metric_series(report: Report, metric: str, kind: str) -> list[Series]:
 
 def last_results(found: Sequence[FoundResult]) -> list[FoundResult]:
     """Return the results of the last iteration among them."""
+
     def at(item: FoundResult) -> int:
         return item.iteration if isinstance(item.iteration, int) else -1
 
@@ -439,10 +431,10 @@ def last_values(report: Report, keys: Sequence[str]) -> Html:
         for method in report.methods:
             points = log_curve(method, key, report.band)
             if not points:
-                cells.append("–")
+                cells.append(BLANK)
                 continue
             last = points[-1]
-            ends = f" ({last.low:.4g} to {last.high:.4g})" if last.count > 1 else ""
+            ends = f" ({last.low:.4g} to {last.high:.4g})" if last.seeds > 1 else ""
             cells.append(f"{last.mean:.4g}{ends} at {last.x:,.0f}")
         rows.append([key, *cells])
     columns = ["Figure", *(method.name for method in report.methods)]
@@ -476,7 +468,7 @@ def samples_section(report: Report) -> Section:
     if not steps:
         content.append(paragraph("No step has a grid of every method; the last of each is shown."))
         last = [(number, method, run, max(run.grids)) for number, method, run in found]
-        content.append(tag("div", *(grid(*item) for item in last), class_="grids"))
+        content.append(tag("div", *(grid(*item, shared=False) for item in last), class_="grids"))
     for step in steps[::-1]:
         content.append(tag("h3", f"Iteration {step:,}"))
         shown_grids = [grid(number, method, run, step) for number, method, run in found]
@@ -484,10 +476,10 @@ def samples_section(report: Report) -> Section:
     return Section("samples", title, join(content))
 
 
-def grid(number: int, method: Method, run: LoggedRun, step: int) -> Html:
-    """Return one grid of samples."""
+def grid(number: int, method: Method, run: LoggedRun, step: int, *, shared: bool = True) -> Html:
+    """Return one grid of samples; `shared` if the step stands above it."""
     picture = embed(run.grids[step])
-    caption = tag("figcaption", f"{method.name}, iteration {step:,}")
+    caption = tag("figcaption", method.name if shared else f"{method.name}, iteration {step:,}")
     if picture is None:
         text = f"{run.grids[step].name} of {run.name} cannot be read."
         return tag("figure", caption, paragraph(text), class_=f"own{number}")
@@ -590,7 +582,9 @@ def analysis(item: Analysis) -> Html:
     if picture is None:
         image = paragraph("Its picture is not there or cannot be read.")
     else:
-        words = f"{item.kind} of {where}. {' '.join(lines) or 'The figures are in the table below.'}"
+        words = (
+            f"{item.kind} of {where}. {' '.join(lines) or 'The figures are in the table below.'}"
+        )
         inverts = "" if item.kind.startswith(PICTURES) else " inverts"
         drawn = tag("img", src=picture, alt=words)
         image = tag(
@@ -644,9 +638,9 @@ def cost_section(report: Report) -> Section:
             median = finite[len(finite) // 2] if finite else None
             hours = training_hours(run)
             last = int(run.records[-1]["iteration"]) if run.records else 0
-            images = "–" if run.batch is None else f"{last * run.batch:,}"
-            batch = "–" if run.batch is None else f"{run.batch:,}"
-            rows.append([run.name, batch, images, figure(median), duration(hours)])
+            images = BLANK if run.batch is None else f"{last * run.batch:,}"
+            batch = BLANK if run.batch is None else f"{run.batch:,}"
+            rows.append([run.name, batch, images, rounded(median), duration(hours)])
     columns = ["Run", "Batch", "Images seen", "Images/s (median)", "Time of the steps"]
     caption = "What was logged; figures of different machines are not comparable"
     found = [item for item in analyses_of(report) if item.kind == "cost"]
@@ -660,7 +654,7 @@ def cost_section(report: Report) -> Section:
 def duration(hours: float | None) -> str:
     """Return a duration for a reader."""
     if hours is None:
-        return "–"
+        return BLANK
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
@@ -686,8 +680,9 @@ def differences_section(report: Report) -> Section:
         parts.append(paragraph("All configs are equal, but for seeds and paths."))
     else:
         text = "Keys with different values; seeds, paths and launchers are left out."
+        whole = table("Config differences", ["Key", *names], rows, numbers=False)
         parts.append(paragraph(text))
-        parts.append(table("Config differences", ["Key", *names], rows, numbers=False))
+        parts.append(details(f"{len(rows)} keys", whole, is_open=len(rows) <= FEW_ROWS))
     return Section("differences", "What differs", join(parts))
 
 
@@ -753,4 +748,4 @@ def version_values(record: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(versions, Mapping):
         versions = ", ".join(f"{name} {shown(value)}" for name, value in versions.items())
     values = (versions, record.get("commit"), record.get("device"))
-    return tuple("–" if value in (None, UNKNOWN) else shown(value) for value in values)
+    return tuple(BLANK if value in (None, UNKNOWN) else shown(value) for value in values)

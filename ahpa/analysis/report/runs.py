@@ -1,4 +1,4 @@
-"""Reading what runs have written, as far as it is there; what is missing or spoilt becomes a note."""
+"""Reading what runs have written; what is missing or spoilt becomes a note."""
 
 import csv
 import io
@@ -16,6 +16,7 @@ from ...evaluation.results import FoundResult
 from ...registry import UserError
 from ...registry.files import read_json, user_path
 from ...registry.validation import is_number
+from .html import BLANK
 
 ANALYSIS = "ahpa-analysis-1"  # format of the results of `ahpa analyze`
 LARGEST_PICTURE = 32 << 20  # bytes of a file that is read
@@ -259,7 +260,8 @@ def read_columns(path: Path) -> dict[str, list[float]]:
         head, *rows = csv.reader(io.StringIO((data or b"").decode()))
         values = [[float(cell) for cell in row] for row in rows]
         columns = {name: list(column) for name, *column in zip(head, *values, strict=True)}
-        if not values or "t" not in columns or not all(map(math.isfinite, sum(values, []))):
+        finite = all(math.isfinite(value) for row in values for value in row)
+        if not values or "t" not in columns or not finite:
             raise ValueError
     except (ValueError, csv.Error) as error:
         raise UserError(f"policy/{path.name} cannot be read.") from error
@@ -332,8 +334,8 @@ def read_table(given: Path) -> GivenTable:
     """
     path = user_path(given, "--table")
     if path.suffix == ".csv":
-        rows = parse_csv(path)
-        return GivenTable(path.stem, rows[0], rows[1:])
+        head, *lines = parse_csv(path)
+        return GivenTable(path.stem, head, lines)
     if path.suffix != ".json":
         raise UserError(f"--table: {path} must be a .csv or .json file.")
     content = read_json(path, "--table")
@@ -345,12 +347,12 @@ def read_table(given: Path) -> GivenTable:
         dicts = [row for row in rows if isinstance(row, Mapping)]
         columns = list(dict.fromkeys(key for row in dicts for key in row))
     cells = [cells_of(row, columns, path) for row in rows]
-    lines = whole.get("notes")
+    notes = whole.get("notes")
     return GivenTable(
         title=str(whole.get("title") or path.stem),
         columns=[str(name) for name in columns],
         rows=cells,
-        notes=[str(line) for line in lines] if isinstance(lines, list) else (),
+        notes=[str(line) for line in notes] if isinstance(notes, list) else (),
     )
 
 
@@ -380,7 +382,7 @@ def cells_of(row: Any, columns: Sequence[Any], path: Path) -> list[str]:
 def shown(value: Any) -> str:
     """Return a value of JSON for a reader."""
     if value is None:
-        return "–"
+        return BLANK
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
