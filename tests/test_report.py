@@ -1,5 +1,5 @@
-"""`ahpa report`: what is drawn is what was logged, every text is escaped, nothing is loaded from the
-network, missing parts are said, and Chromium shows the page at several widths."""
+"""`ahpa report`: what is drawn is what was logged, every text is escaped, nothing is loaded from
+the network, missing parts are said, and Chromium shows the page at several widths."""
 
 import html
 import json

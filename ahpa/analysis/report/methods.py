@@ -365,8 +365,9 @@ def better_text(metric: str) -> str:
 
 
 def flatten_config(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and plain values of a config; lists that hold dicts are numbered."""
-    if isinstance(value, Mapping) and value:
+    """Yield dotted keys and plain values of a config; lists that hold dicts are numbered, and empty
+    dicts left out."""
+    if isinstance(value, Mapping):
         for key, part in value.items():
             yield from flatten_config(part, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list) and any(isinstance(part, Mapping) for part in value):

@@ -41,8 +41,17 @@ from .runs import Analysis, GivenTable, LoggedRun, shown
 
 MOST_LINES = 8  # a group of more levels is drawn as a map
 FEW_ROWS = 25  # a longer table of differences is closed at first
+SHORT_COMMIT = 12  # characters
 MOST_ROWS = 60  # of an analysis; the CSV has all
 PICTURES = ("pca",)  # diagnostics whose colours are data and stay in the dark
+DIAGNOSTICS = {  # names of `ahpa analyze` for the reader
+    "gsnr": "Gradient signal-to-noise ratio",
+    "router": "Router over t and over training",
+    "pca": "Principal components",
+    "cost": "Cost, counted and measured",
+    "target": "Targets",
+    "probe": "Probe",
+}
 BAND_TEXT = {
     "range": "the band is the range over seeds, from the smallest to the largest",
     "stderr": "the band is the mean ± the standard error over seeds",
@@ -578,13 +587,12 @@ def analysis(item: Analysis) -> Html:
     where = item.path.parent.parent.name or item.path.parent.name
     notes = item.content.get("notes")
     lines = [str(line) for line in notes] if isinstance(notes, list) else []
+    name = analysis_name(item, where)
     picture = embed_analysis(item.path)
     if picture is None:
         image = paragraph("Its picture is not there or cannot be read.")
     else:
-        words = (
-            f"{item.kind} of {where}. {' '.join(lines) or 'The figures are in the table below.'}"
-        )
+        words = f"{name} of {where}. {' '.join(lines) or 'The figures are in the table below.'}"
         inverts = "" if item.kind.startswith(PICTURES) else " inverts"
         drawn = tag("img", src=picture, alt=words)
         image = tag(
@@ -593,21 +601,34 @@ def analysis(item: Analysis) -> Html:
             class_=f"scroll paper{inverts}",
             tabindex=0,
             role="region",
-            aria_label=f"Picture of {item.kind}",
+            aria_label=f"Picture: {name}",
         )
     command = record.get("command")
     made = " ".join(str(part) for part in command) if isinstance(command, list) else None
     return tag(
         "div",
-        tag("h3", f"{item.kind} ({where})"),
+        tag("h3", f"{name} ({where})"),
         image,
-        bullets(lines),
-        analysis_rows(item),
+        spaced(lines) if any("  " in line for line in lines) else bullets(lines),
+        analysis_rows(item, name),
         paragraph("Command: ", tag("code", made), class_="soft") if made else None,
     )
 
 
-def analysis_rows(item: Analysis) -> Html | None:
+def analysis_name(item: Analysis, where: str) -> str:
+    """Return the name of an analysis for a reader, such as "Principal components: blocks"."""
+    kind, *parts = item.kind.replace(f"_{where}", "").split("_")
+    return ": ".join([DIAGNOSTICS.get(kind, kind), *([" ".join(parts)] if parts else [])])
+
+
+def spaced(lines: Sequence[str]) -> Html:
+    """Return lines whose spaces set columns."""
+    return tag(
+        "pre", "\n".join(lines), class_="scroll", tabindex=0, role="region", aria_label="Notes"
+    )
+
+
+def analysis_rows(item: Analysis, name: str) -> Html | None:
     """Return the figures of an analysis as a table, and as a CSV to download."""
     rows = item.content.get("rows")
     rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
@@ -620,9 +641,9 @@ def analysis_rows(item: Analysis) -> Html | None:
     link = None
     if data is not None:
         uri = data_uri(data, "text/csv")
-        name = f"{item.path.stem}.csv"
-        link = paragraph(tag("a", f"Download {name}", href=uri, download=name), class_="download")
-    return details("Figures", table(f"{item.kind}{more}", columns, cells), link)
+        file = f"{item.path.stem}.csv"
+        link = paragraph(tag("a", f"Download {file}", href=uri, download=file), class_="download")
+    return details("Figures", table(f"{name}{more}", columns, cells), link)
 
 
 # ---- cost ---------------------------------------------------------------------------------------
@@ -747,5 +768,7 @@ def version_values(record: Mapping[str, Any]) -> tuple[str, ...]:
     versions = record.get("versions")
     if isinstance(versions, Mapping):
         versions = ", ".join(f"{name} {shown(value)}" for name, value in versions.items())
-    values = (versions, record.get("commit"), record.get("device"))
+    commit = record.get("commit")
+    commit = commit[:SHORT_COMMIT] if isinstance(commit, str) else commit
+    values = (versions, commit, record.get("device"))
     return tuple(BLANK if value in (None, UNKNOWN) else shown(value) for value in values)
