@@ -13,7 +13,7 @@ from PIL import Image
 from support.browser import chromium
 
 from ahpa.analysis.report.chart import LEFT, WIDTH, Series, line_chart, linear_ticks
-from ahpa.analysis.report.methods import Point, seed_curve, sort_runs, thin
+from ahpa.analysis.report.methods import Point, better_of, seed_curve, sort_runs, thin
 from ahpa.analysis.report.pictures import chosen_steps
 from ahpa.analysis.report.runs import read_run, read_table
 from ahpa.cli.compare import main as compare
@@ -181,6 +181,20 @@ def test_a_line_is_where_its_ticks_say(values):
     assert float(corners[0].split(",")[0]) == LEFT
     assert LEFT < float(corners[1].split(",")[0]) < float(corners[2].split(",")[0]) < WIDTH
     assert "from 0.9 at 10 to 0.2 at 40" in svg or "from 900 at 10 to 0.3 at 40" in svg
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"),
+    [
+        ("fid", "lower"),
+        ("kid:tiny-vit", "lower"),
+        ("fd:mine", "lower"),
+        ("is", "higher"),
+        ("x", None),
+    ],
+)
+def test_the_direction_of_a_figure_is_known_with_any_extractor(metric, better):
+    assert better_of(metric) == better
 
 
 # ---- methods and steps --------------------------------------------------------------------------

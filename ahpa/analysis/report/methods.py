@@ -95,9 +95,14 @@ def method_name(runs: Sequence[LoggedRun]) -> str:
     """Return the name of a method: that of its results, else the work dir's without the seed."""
     names = {str(found.result.provenance.get("method")) for run in runs for found in run.results}
     if len(names) == 1 and names.isdisjoint({"None", UNKNOWN}):
-        return names.pop()
-    name = re.sub(r"[-_.]?(seed|s)[-_=]?\d+$", "", runs[0].name, flags=re.IGNORECASE)
-    return name.removesuffix("_demo") or runs[0].name
+        return unseeded(names.pop())
+    return unseeded(runs[0].name)
+
+
+def unseeded(name: str) -> str:
+    """Return a name without the seed at its end, as in "sit-b-seed1"."""
+    short = re.sub(r"[-_.]?(seed|s)[-_=]?\d+$", "", name, flags=re.IGNORECASE)
+    return short.removesuffix("_demo") or name
 
 
 # ---- curves -------------------------------------------------------------------------------------
@@ -318,9 +323,13 @@ def judge_kind(methods: Sequence[Method], metric: str, kind: str) -> Judged:
     if unknown:
         listed = ", ".join(dict.fromkeys(unknown))
         return Judged(metric, label, last, None, f"the protocol does not record {listed}")
+    better = better_of(metric)
+    if better is None:
+        text = "whether a higher or a lower one is better is not known"
+        return Judged(metric, label, last, None, text)
     try:
         seeds = {name: figures_by_seed(name, items, metric) for name, items in chosen.items()}
-        return Judged(metric, label, last, compare_methods(seeds, metric=metric))
+        return Judged(metric, label, last, compare_methods(seeds, metric=metric, better=better))
     except UserError as error:
         return Judged(metric, label, last, None, str(error))
 
@@ -353,12 +362,25 @@ def figure_cell(name: str, found: Sequence[FoundResult], metric: str) -> FigureC
     return FigureCell(values, text)
 
 
+def better_of(metric: str) -> str | None:
+    """Return "higher" or "lower"; None if the direction of a figure is not known.
+
+    Args:
+        metric: Name of the figure, maybe with an extractor behind a colon, as in "fd:tiny-vit".
+    """
+    base = metric.partition(":")[0]
+    if base == "fd":  # a Frechet distance of any features
+        return "lower"
+    try:
+        return "higher" if direction(base) else "lower"
+    except UserError:
+        return None
+
+
 def better_text(metric: str) -> str:
     """Return which direction of a figure is better, in words."""
-    try:
-        return "higher is better" if direction(metric) else "lower is better"
-    except UserError:
-        return "direction unknown"
+    better = better_of(metric)
+    return f"{better} is better" if better else "direction unknown"
 
 
 # ---- differences --------------------------------------------------------------------------------

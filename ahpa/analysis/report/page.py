@@ -230,7 +230,9 @@ def verdict_items(report: Report, judged: Judged) -> list[Html]:
     several = len({item.result.protocol_hash for item in report.results}) > 1
     what += f", protocol {judged.protocol}" if several else ""
     if judged.comparison is None:
-        text = paragraph(badge("no verdict"), tag("strong", f"{what}: "), f"{judged.problem}.")
+        text = paragraph(
+            badge("no verdict"), tag("strong", f"{what}: "), f"{judged.problem.rstrip('.')}."
+        )
         return [tag("li", text, class_="inconclusive")]
     items = []
     for verdict in judged.comparison.verdicts:
