@@ -29,6 +29,7 @@ HIGHER_IS_BETTER = {
     "sfid": False,
     "kid": False,
     "cmmd": False,
+    "fd": False,
     "fd-dinov2": False,
     "fdr6": False,
     "mind": False,
@@ -117,8 +118,8 @@ def power(
     freedom = (np.square(first) + np.square(second)) ** 2 / (
         (np.power(first, 4) + np.power(second, 4)) / (seeds - 1)
     )
-    shift = np.minimum(np.abs(effect) / np.sqrt(squared), 30.0)  # beyond it the power is 1
     bound = stdtrit(freedom, 1 - level / 2)
+    shift = np.minimum(np.abs(effect) / np.sqrt(squared), 3 * bound)  # there the power is 1
     return 1 - nctdtr(freedom, shift, bound)
 
 
@@ -278,13 +279,13 @@ def direction(metric: str, better: str | None = None) -> bool:
     """Return whether a higher figure is better.
 
     Args:
-        metric: Name of the figure.
+        metric: Name of the figure; what follows a colon is the feature extractor ("fd:resnet").
         better: "higher" or "lower", for a figure that is not in `HIGHER_IS_BETTER`.
 
     Raises:
         ConfigError: If it is unknown, or contradicts what is known.
     """
-    known = HIGHER_IS_BETTER.get(metric.lower().replace("_", "-"))
+    known = HIGHER_IS_BETTER.get(metric.lower().replace("_", "-").partition(":")[0])
     if better is None:
         if known is None:
             raise ConfigError(
@@ -329,7 +330,7 @@ def compare_methods(
     if not 1 <= count <= MOST_COMPARISONS:
         raise UserError(f"compare: takes 2 to {MOST_COMPARISONS + 1} methods, got {len(methods)}.")
     for name, seeds in methods.items():
-        _check_seeds(name, seeds, planned)
+        _check_planned(name, seeds, planned)
     summaries = [summarise(name, seeds, scale) for name, seeds in methods.items()]
     comparison = Comparison(
         metric=metric,
@@ -346,17 +347,12 @@ def compare_methods(
     return replace(comparison, verdicts=tuple(verdicts))
 
 
-def _check_seeds(name: str, seeds: Seeds, planned: int | None) -> None:
-    """Refuse a method with more training seeds than planned, or whose runs are copies."""
+def _check_planned(name: str, seeds: Seeds, planned: int | None) -> None:
+    """Refuse a method with more training seeds than planned."""
     if planned is not None and len(seeds) > planned:
         raise UserError(
             f"{name}: has {len(seeds)} training seeds, but --planned is {planned}. Give the "
             "runs that were planned, or leave the option out to look at every number."
-        )
-    if len(seeds) > 1 and len({tuple(sampled.values()) for sampled in seeds.values()}) == 1:
-        raise UserError(
-            f"{name}: all {len(seeds)} training seeds have the same figure; they seem to be copies "
-            "of one run."
         )
 
 
@@ -378,6 +374,12 @@ def _verdict(
     difference = float(values[1].mean() - values[0].mean())
     low = high = None
     if fewest >= FEWEST:
+        for name, row in zip((first.name, second.name), values):
+            if np.ptp(row) == 0:
+                raise UserError(
+                    f"{name}: {fewest} training seeds have the same figure; they seem to be copies "
+                    "of one run."
+                )
         found = welch(*values)
         margin = float(found.margin(comparison.look))
         low, high = difference - margin, difference + margin
@@ -432,7 +434,12 @@ def _reason(
         )
         if min(counts) == 1:
             text += "; one does not show how far training seeds lie apart"
-        return text + (_field_says(first, second) if comparison.scale == "relative" else "")
+        if comparison.scale == "relative":
+            text += (
+                f"; by the field's spread of FID two equal methods differ by up to "
+                f"{100 * field_margin(first, second):.1f} % in 19 of 20 such comparisons"
+            )
+        return text
     if comparison.planned and min(counts) < comparison.planned:
         return (
             f"{comparison.planned} training seeds of each method were planned, there are "
@@ -441,15 +448,11 @@ def _reason(
     return "the interval contains 0" if low <= 0 <= high else ""
 
 
-def _field_says(first: MethodSummary, second: MethodSummary) -> str:
-    """Return how far the results of equal methods lie apart by the field's spread of FID."""
+def field_margin(first: MethodSummary, second: MethodSummary) -> float:
+    """Return how far the means of two equal methods lie apart at most, in 95 % of cases, by the
+    field's spread of FID: a relative difference."""
     variance = 0.0
     for method in (first, second):
         variance += TRAINING_SPREAD**2 / method.training_seeds
         variance += SAMPLING_SPREAD**2 / method.results
-    margin = 100 * stdtrit(np.inf, 1 - FALSE_VERDICTS / 2) * np.sqrt(variance)
-    return (
-        f". In the field FID varies by {100 * TRAINING_SPREAD:.1f} % over training seeds and by "
-        f"{100 * SAMPLING_SPREAD:.1f} % over sampling seeds; at that spread two equal methods "
-        f"differ by up to {margin:.1f} % in 19 of 20 such comparisons"
-    )
+    return float(stdtrit(np.inf, 1 - FALSE_VERDICTS / 2) * np.sqrt(variance))

@@ -6,9 +6,22 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
-from .verdict import FEWEST, MOST, POWER, Comparison, MethodSummary, Verdict
+from .verdict import (
+    FEWEST,
+    MOST,
+    POWER,
+    SAMPLING_SPREAD,
+    TRAINING_SPREAD,
+    Comparison,
+    MethodSummary,
+    Verdict,
+)
 
 INCONCLUSIVE = "inconclusive"
+FIELD = (
+    f"The field's spread of FID: {100 * TRAINING_SPREAD:.1f} % over training seeds, "
+    f"{100 * SAMPLING_SPREAD:.1f} % over sampling seeds (arXiv:2606.20536)."
+)
 
 
 def as_text(comparison: Comparison) -> str:
@@ -19,6 +32,8 @@ def as_text(comparison: Comparison) -> str:
         lines.append(f"  {method.name:{width}s}  {_runs(method)}  {_mean(comparison, method)}")
     for verdict in comparison.verdicts:
         lines += ["", *verdict_lines(comparison, verdict)]
+    if any(verdict.from_field for verdict in comparison.verdicts):
+        lines += ["", FIELD]
     return "\n".join(lines)
 
 
@@ -46,7 +61,9 @@ def as_markdown(comparison: Comparison) -> str:
         lines.append(f"| {names} | {_difference(comparison, verdict)} | {outcome} |")
         if verdict.better is None:
             reason = f"{verdict.reason}{_excluded(comparison, verdict)}"
-            notes.append(f"- {names}: {reason}. {_advice(comparison, verdict)}")
+            notes.append(f"- {names}: {reason}. Next: {_advice(comparison, verdict)}")
+    if any(verdict.from_field for verdict in comparison.verdicts):
+        notes.append(f"- {FIELD}")
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
@@ -159,27 +176,24 @@ def _advice(comparison: Comparison, verdict: Verdict) -> str:
     methods = {method.name: method for method in comparison.methods}
     have = {name: methods[name].training_seeds for name in (verdict.first, verdict.second)}
     if comparison.planned and min(have.values()) < comparison.planned:
-        return f"Train {_more(comparison.planned, have)}, as planned."
+        return f"train {_more(comparison.planned, have)}, as planned."
     if not verdict.spread_known:
-        return f"Train {_more(FEWEST, have)}; their spread then says how many decide it."
-    source = "the field's spread of FID" if verdict.from_field else "the spread of these runs"
+        return f"train {_more(FEWEST, have)}; their spread then says how many decide it."
+    source = "the field's spread" if verdict.from_field else "the spread of these runs"
     effect = _needs(verdict.needed_effect, have)
     observed = _needs(verdict.needed_observed, have)
     return (
-        f"By {source}, for a power of {100 * POWER:.0f} %: if the true difference is "
-        f"{100 * comparison.effect:g} %, {effect}; if it is the observed one, {observed}."
+        f"{effect} if the true difference is {100 * comparison.effect:g} %, {observed} if it is "
+        f"the observed one (for a power of {100 * POWER:.0f} %, by {source})."
     )
 
 
 def _needs(needed: int | None, have: dict[str, int]) -> str:
     if needed is None:
         return f"more than {MOST} training seeds of each"
-    text = f"{needed} training seeds of each"
-    return (
-        f"{text}, which are there"
-        if needed <= min(have.values())
-        else (f"{text} ({_more(needed, have)})")
-    )
+    if needed <= min(have.values()):
+        return f"the {min(have.values())} training seeds of each suffice"
+    return f"{needed} training seeds of each ({_more(needed, have)})"
 
 
 def _more(needed: int, have: dict[str, int]) -> str:
