@@ -250,7 +250,8 @@ def test_the_page_says_what_the_commands_say(tmp_path, capsys):
 def test_one_run_a_method_is_inconclusive(tmp_path):
     text = Page(report_of(tmp_path, *make_runs(tmp_path, sizes=(1, 1)))).text
     assert "aligned against base: -20.0 %, no interval: inconclusive" in text
-    assert "a verdict needs at least 3 training seeds of each method" in text
+    assert "Why: a verdict needs at least 3 training seeds of each method" in text
+    assert "Next: " in text and "FID" in text
 
 
 def test_unlike_protocols_are_not_compared(tmp_path):

@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 36  # margins
 LOOKS = 8  # colours and dashes in the style sheet
 LOG_RATIO = 30  # a positive axis that spans more is logarithmic
+ROW = 38  # height of a method's row of dots
+LONGEST = 48  # characters of a name in a chart
 BINS = 26  # columns of a map
 
 
@@ -216,7 +218,7 @@ def dot_chart(title: str, rows: Sequence[tuple[str, Sequence[float], int, str]],
         x: What x is.
     """
     rows = [row for row in rows if row[1]]
-    height = 26 * len(rows) + BOTTOM + TOP
+    height = ROW * len(rows) + BOTTOM + TOP
     axis = fit([value for row in rows for value in row[1]], LEFT, WIDTH - RIGHT)
     parts = []
     for value in axis.ticks():
@@ -225,10 +227,13 @@ def dot_chart(title: str, rows: Sequence[tuple[str, Sequence[float], int, str]],
         parts.append(text(float(place), height - BOTTOM + 16, number(value)))
     words = []
     for index, (name, values, look, owner) in enumerate(rows):
-        y = TOP + 26 * index + 13
+        y = TOP + ROW * index + 26
         mean = math.fsum(values) / len(values)
         middle = f"{axis.place(mean):.1f}"
-        marks = [tag("line", class_="mean", x1=middle, x2=middle, y1=y - 9, y2=y + 9)]
+        marks = [tag("line", class_="mean", x1=middle, x2=middle, y1=y - 8, y2=y + 8)]
+        marks.append(
+            text(LEFT, y - 11, name if len(name) <= LONGEST else f"{name[:LONGEST]}…", "start")
+        )
         for value in values:
             marks.append(tag("circle", class_="dot", cx=f"{axis.place(value):.1f}", cy=y, r=4))
         parts.append(tag("g", *marks, class_=f"series look{look % LOOKS} {owner}"))

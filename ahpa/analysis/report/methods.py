@@ -323,13 +323,12 @@ def judge_kind(methods: Sequence[Method], metric: str, kind: str) -> Judged:
     if unknown:
         listed = ", ".join(dict.fromkeys(unknown))
         return Judged(metric, label, last, None, f"the protocol does not record {listed}")
-    better = better_of(metric)
-    if better is None:
+    if better_of(metric) is None:
         text = "whether a higher or a lower one is better is not known"
         return Judged(metric, label, last, None, text)
     try:
         seeds = {name: figures_by_seed(name, items, metric) for name, items in chosen.items()}
-        return Judged(metric, label, last, compare_methods(seeds, metric=metric, better=better))
+        return Judged(metric, label, last, compare_methods(seeds, metric=metric))
     except UserError as error:
         return Judged(metric, label, last, None, str(error))
 
@@ -368,11 +367,8 @@ def better_of(metric: str) -> str | None:
     Args:
         metric: Name of the figure, maybe with an extractor behind a colon, as in "fd:tiny-vit".
     """
-    base = metric.partition(":")[0]
-    if base == "fd":  # a Frechet distance of any features
-        return "lower"
     try:
-        return "higher" if direction(base) else "lower"
+        return "higher" if direction(metric) else "lower"
     except UserError:
         return None
 

@@ -240,9 +240,17 @@ def verdict_items(report: Report, judged: Judged) -> list[Html]:
         decided = verdict.better is not None
         label = "decided" if decided else "inconclusive"
         content = [paragraph(badge(label), tag("strong", f"{what}: "), f"{first}.")]
-        content += [paragraph(line.strip().capitalize(), class_="soft") for line in more]
+        if more:
+            why = (paragraph(sentence(line)) for line in more)
+            content.append(details("Why, and what would decide it", *why))
         items.append(tag("li", *content, class_=label))
     return items
+
+
+def sentence(line: str) -> str:
+    """Return a line with a capital at its beginning and single spaces."""
+    text = " ".join(line.split())
+    return text[:1].upper() + text[1:]
 
 
 def badge(text: str) -> Html:
@@ -284,7 +292,7 @@ def runs_section(report: Report) -> Section:
             loss = rounded(last.get("loss"))
             rows.append([run.name, method.name, seed, run.state, loss, str(len(run.results))])
     columns = ["Run", "Method", "Seed", "State", "Last loss", "Results"]
-    content = table("Runs", columns, rows, numbers=False)
+    content = table("What was trained, and how far it is", columns, rows, numbers=False)
     return Section("runs", "Runs", content)
 
 
