@@ -12,7 +12,15 @@ import pytest
 from PIL import Image
 from support.browser import chromium
 
-from ahpa.analysis.report.chart import LEFT, WIDTH, Series, line_chart, linear_ticks
+from ahpa.analysis.report.chart import (
+    BINS,
+    LEFT,
+    WIDTH,
+    Series,
+    line_chart,
+    linear_ticks,
+    map_chart,
+)
 from ahpa.analysis.report.methods import Point, better_of, seed_curve, sort_runs, thin
 from ahpa.analysis.report.pictures import chosen_steps
 from ahpa.analysis.report.runs import read_run, read_table
@@ -195,6 +203,18 @@ def test_a_line_is_where_its_ticks_say(values):
 )
 def test_the_direction_of_a_figure_is_known_with_any_extractor(metric, better):
     assert better_of(metric) == better
+
+
+def test_many_levels_are_a_map_of_shades():
+    t = [i / 100 for i in range(101)]
+    rows = [(f"l{i}", [i / 9 * time for time in t]) for i in range(10)]
+    svg = map_chart("alpha", t, rows)
+    shades = [float(s) for s in re.findall(r'fill-opacity="([\d.]+)"', svg)]
+    assert len(shades) == 10 * BINS
+    top = shades[:BINS]  # the last row is at the top: l9, which is t itself
+    assert top == pytest.approx([i / (BINS - 1) for i in range(BINS)], abs=0.011)
+    assert shades[-BINS:] == [0.0] * BINS
+    assert "the darkest shade is 1" in svg and "on average l9 is the largest" in svg
 
 
 # ---- methods and steps --------------------------------------------------------------------------

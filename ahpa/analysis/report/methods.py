@@ -154,9 +154,11 @@ def seed_curve(curves: Sequence[Mapping[float, float]], band: str) -> list[Point
     """
     finite = [{x: y for x, y in curve.items() if math.isfinite(y)} for curve in curves]
     finite = [curve for curve in finite if curve]
+    ends = [(min(curve), max(curve)) for curve in finite]
     points = []
     for x in sorted({x for curve in finite for x in curve}):
-        there = [curve for curve in finite if min(curve) <= x <= max(curve)]
+        pairs = zip(finite, ends, strict=True)
+        there = [curve for curve, (first, last) in pairs if first <= x <= last]
         if all(x in curve for curve in there):
             values = [curve[x] for curve in there]
             points.append(Point(x, *summarise_seeds(values, band), len(values)))

@@ -22,6 +22,7 @@ from .methods import (
     BANDS,
     Judged,
     Method,
+    Point,
     better_text,
     config_differences,
     figure_cell,
@@ -392,14 +393,15 @@ def curves_section(report: Report) -> Section:
     """Return the curves of everything that is logged."""
     keys = logged_keys(report.methods)
     main = [k for k in keys if k == "loss" or k.startswith(("loss/", "eval"))]
-    charts = {key: curve_chart(report, key) for key in keys}
+    curves = {key: [log_curve(m, key, report.band) for m in report.methods] for key in keys}
+    charts = {key: curve_chart(report, key, found) for key, found in curves.items()}
     first = [chart for key in main if (chart := charts[key])]
     other = [chart for key in keys if key not in main and (chart := charts[key])]
     if not first and not other:
         text = "Nothing has been logged yet."
         return Section("curves", "Training curves", paragraph(text))
     one = all(len(method.runs) == 1 for method in report.methods)
-    band = "each line is one run" if one else f"each line is a method's mean, {lower_band(report)}"
+    band = "each line is one run" if one else f"each line is a method's mean, {band_text(report)}"
     text = (
         f"{band[0].upper()}{band[1:]}. Each point is the mean since the log line before it. A line "
         "is thin where a seed has ended."
@@ -420,35 +422,31 @@ def curves_section(report: Report) -> Section:
             slider,
             tag("div", *first, class_="charts"),
             details(count, tag("div", *other, class_="charts")) if other else None,
-            details("The last logged figures as a table", last_values(report, keys)),
+            details("The last logged figures as a table", last_values(report, curves)),
         ]
     )
     return Section("curves", "Training curves", content)
 
 
-def lower_band(report: Report) -> str:
+def band_text(report: Report) -> str:
     """Return what the bands show."""
     return BAND_TEXT[report.band]
 
 
-def curve_chart(report: Report, key: str) -> Html | None:
-    """Return the chart of a logged figure; None if no run has it."""
+def curve_chart(report: Report, key: str, curves: Sequence[Sequence[Point]]) -> Html | None:
+    """Return the chart of a logged figure; None if no method has points of it."""
     series = []
-    for number, method in enumerate(report.methods):
-        points = log_curve(method, key, report.band)
+    for number, (method, points) in enumerate(zip(report.methods, curves, strict=True)):
         series.append(Series(method.name, points, number, f"own{number}"))
-    if not any(line.points for line in series):
-        return None
-    return line_chart(key, series, x_label="iteration")
+    return line_chart(key, series, x_label="iteration") if any(curves) else None
 
 
-def last_values(report: Report, keys: Sequence[str]) -> Html:
+def last_values(report: Report, curves: Mapping[str, Sequence[Sequence[Point]]]) -> Html:
     """Return the last point of each curve as a table."""
     rows = []
-    for key in keys:
+    for key, found in curves.items():
         cells = []
-        for method in report.methods:
-            points = log_curve(method, key, report.band)
+        for points in found:
             if not points:
                 cells.append(BLANK)
                 continue
@@ -457,7 +455,7 @@ def last_values(report: Report, keys: Sequence[str]) -> Html:
             cells.append(f"{last.mean:.4g}{ends} at {last.x:,.0f}")
         rows.append([key, *cells])
     columns = ["Figure", *(method.name for method in report.methods)]
-    return table(f"Last points; {lower_band(report)}", columns, rows)
+    return table(f"Last points; {band_text(report)}", columns, rows)
 
 
 # ---- samples ------------------------------------------------------------------------------------
@@ -524,7 +522,7 @@ def policy_section(report: Report) -> Section:
         return Section("policy", title, paragraph(text))
     lines = (
         "How the router weighs groups (beta) and the levels in a group (alpha) over t, at the last "
-        f"snapshot; with several seeds {lower_band(report)}."
+        f"snapshot; with several seeds {band_text(report)}."
     )
     return Section("policy", title, join([paragraph(lines), *parts]))
 
