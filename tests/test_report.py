@@ -15,6 +15,7 @@ from support.browser import chromium
 from ahpa.analysis.report.chart import (
     BINS,
     LEFT,
+    TOP,
     WIDTH,
     Series,
     line_chart,
@@ -203,6 +204,18 @@ def test_a_line_is_where_its_ticks_say(values):
 )
 def test_the_direction_of_a_figure_is_known_with_any_extractor(metric, better):
     assert better_of(metric) == better
+
+
+def test_a_steep_start_does_not_flatten_the_rest():
+    values = [50.0, 9.0] + [2 - 0.01 * i for i in range(98)]
+    points = [Point(i, v, v, v, 1) for i, v in enumerate(values)]
+    svg = line_chart("loss", [Series("a", points, 0)], x_label="iteration")
+    assert "the start is off the scale" in svg and ">50<" not in svg
+    corners = re.search(r'<polyline class="line" points="([^"]+)"', svg)[1].split()
+    heights = [float(corner.split(",")[1]) for corner in corners]
+    assert heights[0] == heights[1] == TOP and heights[-1] - heights[5] > 140
+    svg = line_chart("loss", [Series("a", points[2:], 0)], x_label="iteration")
+    assert "off the scale" not in svg
 
 
 def test_many_levels_are_a_map_of_shades():

@@ -14,6 +14,8 @@ LOOKS = 8  # colours and dashes in the style sheet
 LOG_RATIO = 30  # a positive axis that spans more is logarithmic
 ROW = 38  # height of a method's row of dots
 LONGEST = 48  # characters of a name in a chart
+START = 0.05  # share of x that may be off the scale
+FEWEST_POINTS = 20  # of all lines, for leaving the start out of the scale
 BINS = 26  # columns of a map
 
 
@@ -158,15 +160,28 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, legend: bo
     """
     series = [line for line in series if line.points]
     points = [point for line in series for point in line.points]
-    ends = [value for point in points for value in (point.low, point.mean, point.high)]
     x_axis = fit([point.x for point in points], LEFT, WIDTH - RIGHT, tight=True)
+    decisive = without_start(points)
+    ends = [value for point in decisive for value in (point.low, point.mean, point.high)]
     y_axis = fit(ends, HEIGHT - BOTTOM, TOP)
-    parts = frame(x_axis, y_axis, x_label)
+    cut = "; the start is off the scale" if len(decisive) < len(points) else ""
+    parts = frame(x_axis, y_axis, f"{x_label}{cut}")
     for line in series:
         parts.append(tag("g", *draw_line(line, x_axis, y_axis), class_=line.style))
     words = "; ".join(describe(line) for line in series)
     names = key(series) if legend else None
     return figure(title, svg(parts, f"{title} over {x_label}. {words}."), names)
+
+
+def without_start(points: Sequence[Point]) -> Sequence[Point]:
+    """Return the points that decide the y axis: all, or those after the first 5 % of x if the start
+    would take more than two thirds of the height."""
+    first, last = min(p.x for p in points), max(p.x for p in points)
+    late = [p for p in points if p.x >= first + START * (last - first)]
+    if len(late) < FEWEST_POINTS:
+        return points
+    spans = [max(p.high for p in part) - min(p.low for p in part) for part in (points, late)]
+    return late if spans[0] > 3 * spans[1] > 0 else points
 
 
 def describe(line: Series) -> str:
