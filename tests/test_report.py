@@ -31,7 +31,6 @@ from ahpa.evaluation.protocol import EvaluationResult
 
 NASTY = "<img src=x onerror=alert(1)>"
 CLOSING = "</style></script></title><script>alert(2)</script>"
-GROUPS = ("mid", "deep")
 
 
 def config_of(seed, *, align=None, lr=1e-3, iterations=40, work_dir="w"):
