@@ -20,6 +20,7 @@ COMMANDS = {  # name -> (module, what it does)
     "compare": ("compare", "say whether one method is better, from runs over several seeds"),
     "compare-protocols": ("compare_protocols", "name what differs between two results' protocols"),
     "reference": ("reference", "make a reference for metrics, in ADM's format, from pictures"),
+    "report": ("report", "write curves, samples, verdicts and differences of runs as a page"),
     "list": ("list_components", "list every registered component"),
     "configs": ("list_configs", "list the shipped configs, or print where they are"),
 }
