@@ -1,3 +1,4 @@
-"""What a run has learnt, and what a model costs: the routers' policy, parameters and GMACs."""
+"""What a run has learnt, what a model costs, and how good its samples are: the routers' policy,
+parameters and GMACs, samples for evaluation, evaluation during training."""
 
-from . import policy  # noqa: F401
+from . import evaluation_hook, policy  # noqa: F401

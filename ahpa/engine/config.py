@@ -39,7 +39,7 @@ from .config_file import (
 )
 from .denoiser import AlignedDenoiser
 from .distributed import LAUNCHERS
-from .hooks import SampleGrids
+from .hooks import ChecksModel
 from .optimiser import Optimiser
 from .runner import CHECKPOINTS, batch_per_process
 from .trainer import TrainOptions
@@ -256,7 +256,7 @@ def check_config(cfg: Mapping[str, Any]) -> AlignedDenoiser:
     with torch.device("meta"):
         net = build_model(cfg["model"])
     for name, hook in hooks.items():
-        if isinstance(hook, SampleGrids):
+        if isinstance(hook, ChecksModel):
             hook.check(net, where=f"hooks.{name}")
     check_training(cfg)  # last: the first step of an optimiser imports a second's worth of torch
     return net
