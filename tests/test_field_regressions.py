@@ -15,6 +15,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,13 @@ from ahpa.engine import config as configs
 from ahpa.engine.ema import ExponentialMovingAverage
 from ahpa.engine.optimiser import Optimiser
 from ahpa.engine.trainer import Trainer, TrainOptions
+from ahpa.evaluation.collect import evaluate_images
+from ahpa.evaluation.images import UINT8_RULES, Batch, open_images, to_uint8, write_npz
+from ahpa.evaluation.inception import InceptionFeatures
+from ahpa.evaluation.metrics import build_metrics
+from ahpa.evaluation.protocol import differences
+from ahpa.evaluation.reference import Reference
+from ahpa.evaluation.statistics import KINDS
 from ahpa.flow.flows import ContinuousFlow
 from ahpa.flow.paths import LinearPath
 from ahpa.losses.dispersive import DispersiveLoss
@@ -1010,6 +1018,155 @@ def test_workers_and_epochs_have_their_own_augmentation():
     assert flips[0] == flips[2]
     first, second = flips[0]
     assert 6 < sum(first) < 26 and first != second
+
+
+# ---- metrics --------------------------------------------------------------------------------
+
+
+def gathered(kind, values, batch=8):
+    """A statistic of float features, added in batches."""
+    found = KINDS[kind]()
+    for indices in torch.arange(len(values)).split(batch):
+        found.add(indices, values[indices])
+    return found
+
+
+def figures_of(name, samples, reference=None):
+    """The figures of a metric from features [N, D]."""
+    metric = next(iter(build_metrics([name]).values()))
+    ours = {need: gathered(need.kind, samples) for need in metric.needs}
+    theirs = {need: gathered(need.kind, reference) for need in metric.reference_needs}
+    return metric.compute(ours, theirs)
+
+
+def normals(count, dim, seed):
+    return torch.randn(count, dim, generator=rng_of(seed), dtype=torch.float64)
+
+
+def test_the_frechet_distance_needs_no_root_of_a_product(monkeypatch):
+    """SciPy's sqrtm of a product of covariances gave imaginary parts of 1e125 or other figures from
+    one version to the next, and 1.18 takes no `disp`: with fewer images than dimensions, too, the
+    distance is real, is that of singular values, and uses no sqrtm at all. Reported:
+    mseitzer/pytorch-fid#103, scipy/scipy#20178, Project-MONAI/MONAI#9076."""
+
+    def refused(*args, **options):
+        raise AssertionError("sqrtm was called")
+
+    monkeypatch.setattr("scipy.linalg.sqrtm", refused)
+    x, y = normals(20, 64, 0), normals(30, 64, 1) * 2
+    a, b = ((v - v.mean(0)) / math.sqrt(len(v) - 1) for v in (x.float().double(), y))
+    root = torch.linalg.svdvals(a @ b.mT).sum()
+    wanted = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * root
+    found = figures_of("fid", x, y)["fid"]
+    assert found == pytest.approx(float(wanted), rel=1e-6)
+    assert abs(figures_of("fid", x, x)["fid"]) < 1e-5
+
+
+def test_precision_and_recall_are_not_swapped():
+    """A collapsed generator, every sample near one real image, got precision 0 and recall 1:
+    precision is the share of samples that look real, recall that of reality that is covered.
+    Reported: toshas/torch-fidelity#58."""
+    reality = normals(200, 4, 0)
+    collapsed = reality[:1] + 1e-3 * normals(100, 4, 1)
+    found = figures_of("precision-recall", collapsed, reality)
+    assert found["precision"] > 0.95 and found["recall"] < 0.05
+    wild = 5 * normals(100, 4, 2)
+    found = figures_of("precision-recall", wild, reality)
+    assert found["precision"] < 0.3 < found["recall"]
+
+
+def test_spatial_features_are_flattened_as_height_width_channel():
+    """Flattened as channel, height, width the features do not match the reference's and sFID is 299
+    in place of 6. Reported: openai/guided-diffusion#159,
+    lavinal712/ADM-evaluation-suite-pytorch#2."""
+    network = InceptionFeatures(weights="random").build(None).eval()
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=rng_of(0))
+    seen = []
+    branch = network.stem.Mixed_6d.branch1x1
+    branch.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.no_grad():
+        found = network(images)["spatial"]
+    (maps,) = seen
+    assert torch.equal(found.view(1, 17, 17, 7), maps[:, :7].permute(0, 2, 3, 1))
+    assert not torch.equal(found, maps[:, :7].flatten(1))
+
+
+def test_the_inception_score_is_of_consecutive_splits(monkeypatch):
+    """ADM's evaluator takes the score of 5,000 consecutive images, so that samples sorted by class
+    score 62 in place of 298: ours is that score, of whatever order the samples have, and does not
+    depend on the order of batches. Reported: openai/guided-diffusion#165,
+    openai/guided-diffusion#153."""
+    monkeypatch.setattr("ahpa.evaluation.statistics.SPLIT", 50)
+    certain = 50 * torch.eye(10, dtype=torch.float64)
+    by_class = certain.repeat_interleave(50, 0)
+    mixed = certain.repeat(50, 1)
+    assert figures_of("is", by_class)["is"] == pytest.approx(1, abs=1e-6)
+    assert figures_of("is", mixed)["is"] == pytest.approx(10, rel=1e-6)
+    need = build_metrics(["is"])["is"].needs[0]
+    backwards = KINDS["splits"]()
+    for indices in torch.arange(500).flip(0).split(30):
+        backwards.add(indices, mixed[indices])
+    found = build_metrics(["is"])["is"].compute({need: backwards}, {})
+    assert found["is"] == pytest.approx(10, rel=1e-6)
+
+
+def test_figures_of_another_reference_are_not_comparable(tmp_path):
+    """Two files of reference statistics, or validation for training images, move FID by one and
+    more: the reference's SHA-256 is in the protocol, and the difference is named. Reported:
+    LTH14/mar#8, Shenyi-Z/ToCa#19, GongXinyuu/sngan.pytorch#5."""
+    pixels = torch.randint(0, 256, (12, 32, 32, 3), dtype=torch.uint8, generator=rng_of(0)).numpy()
+    for name, images in (("a", pixels), ("b", pixels[::-1].copy()), ("samples", pixels)):
+        numpy.savez(tmp_path / f"{name}.npz", arr_0=images)
+    samples, metrics = open_images(tmp_path / "samples.npz"), build_metrics(["fd:tiny-vit"])
+    records = []
+    for name in "ab":
+        reference = Reference(tmp_path / f"{name}.npz")
+        records.append(evaluate_images(samples, reference, metrics, device="cpu")[1])
+    assert [found.key for found in differences(*records)] == ["reference.sha256"]
+
+
+def test_the_rule_of_8_bits_is_named(tmp_path):
+    """Figures change with how floats become 8 bits: DiT and SiT round half up, ADM truncates. Ours
+    rounds to the nearest, other rules have names, and what is measured is what is saved. Reported:
+    mseitzer/pytorch-fid#63."""
+    x = torch.linspace(0, 1, 2001)
+    levels = {rule: to_uint8(x, rule).float() for rule in UINT8_RULES}
+    bias = {rule: float((255 * x - value).mean()) for rule, value in levels.items()}
+    assert abs(bias["round"]) < 1e-2 and abs(bias["half-up"]) < 1e-2
+    assert bias["truncate"] == pytest.approx(0.5, abs=0.01)  # half a level too dark
+    images = to_uint8(torch.rand(4, 3, 16, 16, generator=rng_of(0)))
+    write_npz(tmp_path / "a.npz", [images], count=4, size=(16, 16))
+    (part,) = open_images(tmp_path / "a.npz").batches(4)
+    assert torch.equal(part.images, images)
+
+
+def test_the_figure_during_training_is_the_one_afterwards(tmp_path):
+    """FID during training was far from that of the evaluation script for the same weights, by other
+    libraries, references or numbers of images: images that are fed directly and images that were
+    saved go through one and the same code and give one figure and one record. Reported:
+    bytetriper/RAE#75, mosaicml/diffusion#31, NVlabs/eg3d#107."""
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=rng_of(0))
+    write_npz(tmp_path / "a.npz", images.split(6), count=20, size=(32, 32))
+    write_npz(tmp_path / "r.npz", [images // 2], count=20, size=(32, 32))
+    reference, metrics = Reference(tmp_path / "r.npz"), build_metrics(["fd:tiny-vit"])
+    online = [Batch(i, images[i]) for i in torch.arange(20).split(7)]
+    first = evaluate_images(online, reference, metrics, device="cpu")
+    offline = open_images(tmp_path / "a.npz")
+    second = evaluate_images(offline, reference, metrics, device="cpu", batch=5)
+    assert first[0]["fd:tiny-vit"] == pytest.approx(second[0]["fd:tiny-vit"], rel=1e-5)
+    assert differences(first[1], second[1]) == []
+
+
+def test_figures_of_unequal_numbers_of_images_are_not_comparable(caplog):
+    """FID falls with the number of samples: 2,000 real images are 30 away from the others, so a
+    figure logged in training looked wrong. The number is in the protocol, and a set with fewer
+    images than dimensions is told. Reported: crowsonkb/k-diffusion#51."""
+    real = normals(4000, 32, 0)
+    few, many = (figures_of("fid", real[:n], real[2000:])["fid"] for n in (33, 2000))
+    assert few > 10 * many > 0
+    assert not caplog.records
+    figures_of("fid", real[:20], real)
+    assert "20 samples for 32 dimensions" in caplog.text
 
 
 # ---- the page -------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ MIRRORED = {  # files of the tree that are pages of the site too
     "ahpa/assets/tiny_vit/README.md": "cards/tiny_vit.md",
     "examples/custom_prior/README.md": "examples/custom_prior.md",
     "examples/new_method/README.md": "examples/new_method.md",
+    "examples/custom_extractor/README.md": "examples/custom_extractor.md",
 }
 MARK = re.compile(r"<!-- (\w+): ([^>]*?) -->")
 LINK = re.compile(r"(?<!`)(!?)\[([^\]]*)\]\(([^)\s#:]*)(#[^)\s]*)?\)")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +43,14 @@ def load_extractors(needs: Iterable[Need], device: torch.device) -> Extractors:
     return found
 
 
+def exact_convolutions() -> AbstractContextManager:
+    """Return a context in which CUDA's convolutions compute in whole float32: by default they round
+    to TF32, and features differ between machines."""
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+
+
 @torch.no_grad()
 def collect(
     batches: Iterable[Batch],
@@ -80,7 +89,8 @@ def collect(
                     "a metric compares images with their prompts, but the images have none; give "
                     "a file with one prompt a line."
                 )
-            outputs = extractor(images, batch.prompts if extractor.takes_prompts else None)
+            with exact_convolutions():
+                outputs = extractor(images, batch.prompts if extractor.takes_prompts else None)
             for need in group:
                 features = outputs[need.output]
                 if not features.isfinite().all():
@@ -187,9 +197,7 @@ def evaluate_images(
         if missing:
             known |= collect_together(reference.images, missing, device=place, **options)
     found = collect_together(images, needs, device=place, **options)
-    figures: dict[str, float] = {}
-    for metric in metrics.values():
-        figures |= metric.compute(found, known)
+    figures = compute_once(metrics, found, known, processes)
     record = {
         "images": max((statistic.count for statistic in found.values()), default=0),
         "metrics": {
@@ -199,6 +207,29 @@ def evaluate_images(
         "reference": None if reference is None else reference.identity(),
     }
     return figures, record
+
+
+def compute_once(
+    metrics: Mapping[str, Metric],
+    samples: Mapping[Need, Statistic],
+    reference: Mapping[Need, Statistic],
+    processes: Group | None,
+) -> dict[str, float]:
+    """Compute all figures on the first process; every process gets them, or its error."""
+    found: dict[str, float] | UserError = {}
+    if processes is None or processes.rank == 0:
+        try:
+            figures: dict[str, float] = {}
+            for metric in metrics.values():
+                figures |= metric.compute(samples, reference)
+            found = figures
+        except UserError as error:
+            found = error
+    if processes is not None:
+        found = processes.gather(found)[0]
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def features_of(metric: Metric, extractors: Extractors) -> list[dict[str, Any]]:

@@ -143,13 +143,13 @@ def resized(images: Tensor, side: int) -> Tensor:
         float32 [B, 3, side, side] in [0, 255].
     """
     values = images.float()
-    if tuple(images.shape[-2:]) == (side, side):
-        return values
-    size = (side, side)
-    resampled = F.interpolate(
-        values, size=size, mode="bicubic", align_corners=False, antialias=True
-    )
-    return resampled.round().clamp(0, 255)
+    for size in ((images.shape[-2], side), (side, side)):  # PIL rounds after each direction
+        if tuple(values.shape[-2:]) != size:
+            values = F.interpolate(
+                values, size=size, mode="bicubic", align_corners=False, antialias=True
+            )
+            values = values.round().clamp(0, 255)
+    return values
 
 
 class NetworkExtractor(FeatureExtractor):

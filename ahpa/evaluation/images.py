@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -169,11 +169,13 @@ class ArrayHeader(NamedTuple):
     Attributes:
         shape: Shape of the array.
         dtype: Its dtype.
+        by_columns: Whether it is stored in Fortran's order.
         offset: Bytes before the first element.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    by_columns: bool
     offset: int
 
 
@@ -181,7 +183,7 @@ def read_header(file: BinaryIO, what: str) -> ArrayHeader:
     """Read the header of a .npy without reading or unpickling anything else.
 
     Raises:
-        UserError: If it is damaged, holds Python objects, or is stored by columns.
+        UserError: If it is damaged or holds Python objects.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -199,9 +201,7 @@ def read_header(file: BinaryIO, what: str) -> ArrayHeader:
         raise UserError(
             f"{what} holds Python objects, which could run code; save a plain uint8 array."
         )
-    if by_columns:
-        raise UserError(f"{what} is stored by columns; save it in C order.")
-    return ArrayHeader(tuple(shape), dtype, file.tell())
+    return ArrayHeader(tuple(shape), dtype, by_columns, file.tell())
 
 
 def image_header(file: BinaryIO, what: str, length: int) -> ArrayHeader:
@@ -225,6 +225,8 @@ def image_header(file: BinaryIO, what: str, length: int) -> ArrayHeader:
     if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
         hint = " (it looks like [N, 3, H, W]; transpose it)" if shape[1:2] == (3,) else ""
         raise UserError(f"{what} has the shape {shape}, expected [N, H, W, 3]{hint}.")
+    if header.by_columns:
+        raise UserError(f"{what} is stored by columns; save it in C order.")
     expected = header.offset
     size = 1
     for side in shape:
@@ -357,7 +359,8 @@ def read_array(path: Path, name: str, *, most: int) -> np.ndarray:
         data = file.read(size)
     if len(data) != size:
         raise UserError(f"{what} is truncated.")
-    return np.frombuffer(data, header.dtype).reshape(header.shape)
+    order: Literal["C", "F"] = "F" if header.by_columns else "C"
+    return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
 
 
 # ---- pictures -------------------------------------------------------------------------------
@@ -387,6 +390,7 @@ class PictureImages(ImageSet):
         exact = resolution is None
         side = self._side_of_first() if resolution is None else resolution
         self.dataset = self._dataset(side, exact)
+        self.problems: dict[int, str] = {}  # index -> why it cannot be read
         labels = self.dataset.labels if self.dataset.classes is not None else None
         super().__init__(
             path,
@@ -446,10 +450,11 @@ class PictureImages(ImageSet):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UnreadableSample)
                 item = dataset[index]
-            problems = dataset.take_problems()
-            if index in problems:
+            self.problems |= dataset.take_problems()
+            if item["index"] != index:
                 name = printable(dataset.sample_id(index))
-                raise UserError(f"{self.path}: {name} cannot be read ({problems[index]}).")
+                reason = self.problems.get(index, "it was found unreadable before")
+                raise UserError(f"{self.path}: {name} cannot be read ({reason}).")
             yield item["image"].numpy().transpose(1, 2, 0)
 
 

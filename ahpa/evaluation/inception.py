@@ -83,14 +83,13 @@ class InceptionNetwork(nn.Module):
         resize = fidelity().interpolate_bilinear_2d_like_tensorflow1x
         x = resize(images.float(), size=(SIDE, SIDE), align_corners=False)
         x = (x - 128) / 128
-        found = {}
+        spatial = x
         for name, layer in self.stem.named_children():
-            if name == "Mixed_6d":
-                branch = layer.get_submodule("branch1x1")(x)[:, :SPATIAL_CHANNELS]
-                found["spatial"] = branch.permute(0, 2, 3, 1).flatten(1)  # H, W, C
             x = layer(x)
+            if name == "Mixed_6d":  # its first channels are those of its branch of 1 x 1
+                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # H, W, C
         pool = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
-        return {"pool": pool, "spatial": found["spatial"], "logits": pool @ self.fc.weight.mT}
+        return {"pool": pool, "spatial": spatial, "logits": pool @ self.fc.weight.mT}
 
 
 @EXTRACTORS.register_module(name="inception")

@@ -61,6 +61,9 @@ class TimmFeatures(NetworkExtractor):
         self.options = dict(options or {})
         self.is_transformer = isinstance(plain, VisionTransformer)
         if self.is_transformer:
+            patch = plain.patch_embed.patch_size[0]
+            if self.side % patch:
+                raise ConfigError(f"side: must be a multiple of its patch, {patch}, got {side!r}.")
             self.options["img_size"] = self.side
         self.kind = type(plain)
         for name in ("mean", "std"):
