@@ -1,4 +1,4 @@
-"""Evaluation during training: a small fast set of samples every N steps, and the best checkpoint."""
+"""Evaluation during training: a small set of samples every N steps, and the best checkpoint."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,6 @@ from ..evaluation.metrics import build_metrics
 from ..evaluation.protocol import EvaluationResult
 from ..evaluation.reference import Reference
 from ..registry import HOOKS, ConfigError, UserError
-from ..registry.contracts import Metric
 from ..registry.errors import printable
 from ..registry.validation import choice, integer, positive_int
 from ..sampling.generator import Generator
