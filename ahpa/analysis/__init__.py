@@ -1,2 +1,2 @@
-"""What runs have learnt and cost: the routers' policy, targets, gradients, probes, parameters and
-GMACs."""
+"""What runs have learnt and cost, and how good their samples are: policies, targets, gradients,
+probes, parameters and GMACs, samples for evaluation, reports."""

@@ -24,7 +24,6 @@ from .provenance import here
 
 TRAIN = "train"
 """Name of the reference that is made from a run's own training data."""
-REFERENCE_IMAGES = 10_000  # of the training data, spread evenly; as many as ADM's files hold
 
 SAMPLING_KEYS = (
     "sampler",
@@ -158,7 +157,7 @@ class TrainingReference(Reference):
         UserError: If the data set is not there.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, most: int = REFERENCE_IMAGES) -> None:
+    def __init__(self, config: Mapping[str, Any], *, most: int) -> None:
         loader = config.get("train_dataloader")
         if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
             raise UserError(

@@ -66,6 +66,14 @@ SMALL: dict[str, dict[str, Any]] = {  # component -> options that --demo sets
         "cfg_interval": (0.0, 1.0),
     },
     "RoutingPolicy": {"interval": 500},
+    "Evaluation": {
+        "interval": 500,
+        "metrics": ["fd:tiny-vit"],
+        "best": None,
+        "count": 500,
+        "reference_count": 2000,
+        "steps": 10,
+    },
 }
 BLOCK_OPTIONS = (
     "tap",

@@ -57,6 +57,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "model's own training data",
     )
     add(
+        "--reference-count",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="with --reference train: images, spread evenly over the data (default 10000)",
+    )
+    add(
         "--protocol",
         metavar="NAME",
         help=f"a shipped one (demo, adm-50k-sde250, adm-50k-ode250) or a .json file; default "
@@ -176,6 +183,7 @@ def check_options(args: argparse.Namespace) -> None:
         prompts=args.prompts,
     )
     positive_int("--batch", args.batch)
+    positive_int("--reference-count", args.reference_count)
     integer("--seed", args.seed)
     if args.resolution is not None:
         positive_int("--resolution", args.resolution)
@@ -377,7 +385,7 @@ def open_reference(job: Job, trained: "Trained | None", side: int) -> "Reference
                 "--reference train: is for a model, which knows its training data; give an .npz or "
                 "a folder."
             )
-        found = TrainingReference(trained.config)
+        found = TrainingReference(trained.config, most=job.args.reference_count)
     else:
         stored = Path(given).suffix.lower() in (".npz", ".npy")
         found = Reference(given, resolution=None if stored else job.args.resolution or side)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..registry.errors import UserError, nearest
 from ..registry.validation import integer
-from .common import make_parser, refuse_empty, report_mistake
+from .common import make_parser, refuse_empty, run_command
 
 if TYPE_CHECKING:
     from ..analysis.report.methods import Method
@@ -47,11 +47,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 for a user's mistake."""
-    try:
-        return run(arguments)
-    except (UserError, BrokenPipeError) as error:
-        return report_mistake(error)
+    """Run the command; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C."""
+    return run_command(run, arguments)
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -265,6 +266,28 @@ def check_writable(folder: Path) -> None:
     finally:
         with suppress(OSError):
             probe.unlink()
+
+
+def link(path: Path, other: Path) -> None:
+    """Give a checkpoint a second name: a hard link, or a copy where there are none.
+
+    Args:
+        path: The checkpoint.
+        other: Its second name; an older file of that name is replaced at once.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    aside = other.with_name(f".{other.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, aside)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, aside)
+        os.replace(aside, other)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def prune(folder: Path, *, keep: int, last: int) -> None:

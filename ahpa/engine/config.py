@@ -276,10 +276,10 @@ def build_hooks(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def check_hooks(cfg: Mapping[str, Any], net: AlignedDenoiser) -> None:
     """Check the section `hooks` against the model. Raises ConfigError."""
     hooks = build_hooks(cfg)
-    from .hooks import SampleGrids
+    from .hooks import ChecksModel
 
     for name, hook in hooks.items():
-        if isinstance(hook, SampleGrids):
+        if isinstance(hook, ChecksModel):
             hook.check(net, where=f"hooks.{name}")
 
 

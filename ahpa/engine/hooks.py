@@ -1,5 +1,6 @@
 """Grids of samples, drawn during training with the averaged weights."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,24 @@ from .denoiser import AlignedDenoiser
 from .pictures import save_grid
 
 
+class ChecksModel(ABC):
+    """Mixin of hooks that refuse a model before anything is loaded."""
+
+    @abstractmethod
+    def check(self, net: AlignedDenoiser, where: str = "hook") -> None:
+        """Refuse what would fail when the hook is due.
+
+        Args:
+            net: The model, also one on the meta device.
+            where: Place of this hook in the config; begins the message.
+
+        Raises:
+            ConfigError: If its options do not fit the model.
+        """
+
+
 @HOOKS.register_module()
-class SampleGrids(Hook):
+class SampleGrids(Hook, ChecksModel):
     """Draws a grid with the averaged weights: one row per class or prompt, always the same noise.
 
     Args:

@@ -161,6 +161,8 @@ class AlignmentRunner(Runner, Run):
         self.run_seed = seed  # of every rank; mmengine's `seed` has the rank added to it
         self.checkpoints = {**CHECKPOINTS, **(cfg.get("checkpoints") or {})}
         self._hook_iteration = 0
+        self._figures: dict[str, float] = {}
+        self._kept_names: list[str] = []
         self.own_hooks = build_hooks(cfg)
         optimizer = build_optimizer(cfg["optim_wrapper"]["optimizer"], net)
         super().__init__(
@@ -353,7 +355,8 @@ class AlignmentRunner(Runner, Run):
         log_due = trainer.options.log_due(done)
         if log_due:
             self._make_record(done)
-        if done % self.checkpoints["interval"] == 0 or done == self.max_iters:
+        due = done % self.checkpoints["interval"] == 0 or done == self.max_iters
+        if due or self._kept_names:
             self.save()
         if log_due and self.rank == 0:
             self._write_record()
@@ -386,12 +389,42 @@ class AlignmentRunner(Runner, Run):
         out = f"{self.work_dir}/samples.png"
         return f"{command_line('sample')} {path} --num 64{guidance}{own} --out {out}"
 
+    def add_figures(self, figures: Mapping[str, float]) -> None:
+        """Add figures to the next log line. For hooks with state: those of the step itself.
+
+        Args:
+            figures: {name: value}, equal on every process.
+        """
+        self._figures |= figures
+
+    def keep_checkpoint(self, name: str) -> None:
+        """Keep the checkpoint of this step as `checkpoints/<name>.pth` too, which is never deleted.
+
+        A hook with state that calls it on every process causes a checkpoint of its step. Called
+        before training, it keeps the checkpoint that is resumed from.
+
+        Args:
+            name: Any but "iter_..." of the checkpoints themselves.
+        """
+        self._kept_names.append(name)
+        if self._saved:
+            self._keep(self._saved.path)
+
+    def _keep(self, path: Path) -> None:
+        """Give a checkpoint the names that were asked for; a failure is a warning."""
+        for name in self._kept_names:
+            kept = path.with_name(f"{name}.pth")
+            with warned(str(kept)):
+                checkpoint.link(path, kept)
+        self._kept_names = []
+
     def _make_record(self, done: int) -> None:
         """Take the means over steps and ranks since the last line."""
         optimiser = self.trainer.optimiser
+        figures, self._figures = self._figures, {}
         self.run_log.make_record(
             done,
-            self.trainer.metrics.reduce(),
+            {**self.trainer.metrics.reduce(), **figures},
             lr=float(optimiser.lr),
             skipped=int(optimiser.bad_total),
             batch=self.trainer.options.global_batch_size,
@@ -456,8 +489,11 @@ class AlignmentRunner(Runner, Run):
         path = self.checkpoint_path(iteration)
         state = self.state()
         self.processes.on_first(lambda: self._write_checkpoint(state, path))
+        if self.rank == 0:
+            self._keep(path)
         if self.rank == 0 and not int(self.trainer.optimiser.bad_in_row):
             checkpoint.prune(path.parent, keep=self.checkpoints["keep"], last=iteration)
+        self._kept_names = []
         self._saved_at = iteration
         return path
 

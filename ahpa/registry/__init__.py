@@ -77,7 +77,11 @@ METRICS = _registry("metric", "ahpa.evaluation")
 
 # Children of mmengine's own registries: its components are found by name too.
 HOOKS = _registry(
-    "hook", "ahpa.engine.hooks", "ahpa.analysis.policy", parent=mmengine_registry.HOOKS
+    "hook",
+    "ahpa.engine.hooks",
+    "ahpa.analysis.policy",
+    "ahpa.analysis.evaluation_hook",
+    parent=mmengine_registry.HOOKS,
 )
 OPTIMIZERS = _registry("optimizer", "mmengine.optim", parent=mmengine_registry.OPTIMIZERS)
 PARAM_SCHEDULERS = _registry(
