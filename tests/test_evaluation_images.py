@@ -384,6 +384,22 @@ def test_too_few_images_end_all_processes(sets, loaded):
     assert all("more than 3 images" in str(error) for error in found)
 
 
+def test_a_process_that_fails_ends_all(sets, loaded):
+    """Whatever fails in one process, the others do not wait for it."""
+    reference, metrics = Reference(sets / "reference.npz"), build_metrics(["fd:tiny-vit"])
+
+    def broken():
+        yield Batch(torch.arange(3), torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+        raise MemoryError("no memory is left")
+
+    def action(processes):
+        given = broken() if processes.rank == 1 else []
+        return evaluate_images(given, reference, metrics, device="cpu", processes=processes)
+
+    found = together(2, action)
+    assert all("process 1: MemoryError: no memory is left" in str(error) for error in found)
+
+
 def test_samples_can_be_fed_directly(sets, once):
     """Batches of a generator instead of a stored set, in any order."""
     images = open_images(sets / "samples.npz")

@@ -1,6 +1,7 @@
 """From images to figures: one pass over the images gathers all statistics that metrics need."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from ..registry.contracts import FeatureExtractor, Metric, Need
 from .images import Batch, ImageSet
 from .reference import Reference
 from .statistics import KINDS, Statistic
+
+logger = logging.getLogger("ahpa")
 
 Extractors = dict[str, FeatureExtractor]
 """Loaded feature extractors by `Need.extractor`."""
@@ -146,6 +149,11 @@ def collect_together(
         own = collect(images, needs, device=device, extractors=extractors)
     except UserError as error:
         mistake = error
+    except Exception as error:  # the other processes must not wait for this one
+        if processes is None:
+            raise
+        logger.exception("process %d cannot compute features", place[0])
+        mistake = UserError(f"process {place[0]}: {type(error).__name__}: {error}")
     mistakes = [mistake] if processes is None else processes.gather(mistake)
     first = next((error for error in mistakes if error is not None), None)
     if first is not None:

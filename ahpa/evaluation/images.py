@@ -39,8 +39,7 @@ UINT8_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "256": lambda x: (256 * x).floor(),
 }
 """How x in [0, 1] becomes 0..255, before clamping: "round" to the nearest, halves to even (ours);
-"half-up" as DiT, SiT and REPA write samples; "truncate" as ADM's own sampler; "256" as some
-loaders."""
+"half-up" as DiT and SiT write samples; "truncate" as REPA and ADM do; "256" as some loaders."""
 
 
 def to_uint8(images: Tensor, rule: str = "round") -> Tensor:
