@@ -16,6 +16,8 @@ COMMANDS = {  # name -> (module, what it does)
         "measure mean and deviation of an autoencoder's latents over a data set",
     ),
     "reference": ("reference", "make a reference for metrics, in ADM's format, from pictures"),
+    "compare": ("compare", "say whether one method is better, from runs over several seeds"),
+    "compare-protocols": ("compare_protocols", "name what differs between two results' protocols"),
     "list": ("list_components", "list every registered component"),
     "configs": ("list_configs", "list the shipped configs, or print where they are"),
 }
@@ -23,7 +25,7 @@ COMMANDS = {  # name -> (module, what it does)
 
 def usage() -> str:
     """Return the help text of the command itself."""
-    lines = [f"  {name:16s}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:18s}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: ahpa COMMAND ...", "", *lines, "", "ahpa COMMAND --help says more."])
 
 
