@@ -1,0 +1,10 @@
+"""Look into runs: python tools/analyze.py ... is `ahpa analyze ...` (see --help)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without an install
+from ahpa.cli.analyze import main
+
+if __name__ == "__main__":
+    sys.exit(main())
