@@ -5,17 +5,20 @@ weights names registered components, and nothing in it is executed.
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..engine import config as configs
 from ..engine.inference import load_generator
-from ..engine.pictures import save_grid, save_npz, save_pngs
+from ..engine.pictures import save_grid, save_pngs
+from ..evaluation.images import LABELS, write_npz
 from ..registry import SAMPLERS, UserError, check
 from ..registry.precision import DTYPES
 from ..registry.validation import integer, positive_int
@@ -178,6 +181,31 @@ def write_samples(
         save_grid(torch.cat(list(images)), out, columns=columns, captions=captions)
     else:
         save_pngs(images, labels, out, prompts=prompts)
+
+
+def save_npz(
+    batches: Iterable[Tensor],
+    labels: Sequence[int],
+    path: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+) -> None:
+    """Write the ADM evaluator's archive: arr_0 uint8 [n, H, W, 3] and arr_1, int64 labels [n].
+
+    Args:
+        batches: uint8 [b, 3, H, W] each; they are written one after another.
+        labels: Class of each image, or the number of its prompt.
+        path: The .npz file.
+        prompts: The prompts that `labels` number; a third array of that name.
+    """
+    pending = iter(batches)
+    first = next(pending)
+    arrays = {LABELS: np.asarray(labels, np.int64)}
+    if prompts is not None:
+        arrays["prompts"] = np.asarray(prompts)
+    height, width = first.shape[-2:]
+    whole = itertools.chain([first], pending)
+    write_npz(path, whole, count=len(labels), size=(height, width), arrays=arrays)
 
 
 def grid_columns(samples: int, kinds: int, prompts: bool) -> tuple[int, bool]:

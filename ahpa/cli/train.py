@@ -139,6 +139,7 @@ def training_config(args: argparse.Namespace) -> dict[str, Any]:
     configs.import_custom_modules(cfg.get("custom_imports"), path)
     configs.check_keys(cfg)
     cfg["launcher"] = args.launcher
+    cfg.setdefault("method", Path(path).stem)  # a run's config.json has it already
     name = Path(path).stem + ("_demo" if args.demo else "")
     cfg["work_dir"] = args.work_dir or cfg.get("work_dir") or f"work_dirs/{name}"
     configs.check_config(cfg)

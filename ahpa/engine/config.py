@@ -103,7 +103,7 @@ def check_keys(cfg: Mapping[str, Any]) -> None:
     with_defaults(cfg["model"])
     boolean("compile", cfg.get("compile", False))
     choice("launcher", cfg.get("launcher", "none"), LAUNCHERS)
-    for key in ("work_dir", "default_scope"):
+    for key in ("work_dir", "default_scope", "method"):
         if cfg.get(key) is not None:
             check_text(key, cfg[key])
     check_randomness(cfg.get("randomness") or {})

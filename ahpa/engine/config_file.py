@@ -32,6 +32,7 @@ KEYS = (
     "custom_imports",
     "default_scope",
     "demo",
+    "method",
 )
 CUSTOM_IMPORTS = ("imports", "allow_failed_imports")
 SUFFIXES = (".py", ".json", ".yaml", ".yml")  # of config files

@@ -1,12 +1,10 @@
-"""PNG grids and the field's sample archives, written complete or not at all."""
+"""Grids and folders of PNGs; each file is written complete or not at all."""
 
 import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -97,27 +95,3 @@ def save_pngs(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         name = f"{number:06d}_{kind}{label:04d}.png"
         write_file(folder / name, encode_png(Image.fromarray(image.numpy())))
-
-
-def save_npz(
-    batches: Iterable[Tensor],
-    labels: Sequence[int],
-    path: Path,
-    *,
-    prompts: Sequence[str] | None = None,
-) -> None:
-    """Write the ADM evaluator's archive: arr_0 uint8 [n, H, W, 3] and arr_1, int64 labels [n].
-
-    Args:
-        batches: uint8 [b, 3, H, W] each.
-        labels: Class of each image, or the number of its prompt.
-        path: The .npz file.
-        prompts: The prompts that `labels` number; a third array of that name.
-    """
-    images = torch.cat(list(batches)).permute(0, 2, 3, 1).contiguous().numpy()
-    arrays: dict[str, Any] = {"arr_0": images, "arr_1": np.asarray(labels, np.int64)}
-    if prompts is not None:
-        arrays["prompts"] = np.asarray(prompts)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_file(Path(path), buffer.getbuffer())

@@ -20,6 +20,7 @@ RUN_FILES = (
     "checkpoints",
     "samples",
     "policy",
+    "evaluations",
     "logs",
     "train.log",
     "scalars.json",
@@ -34,6 +35,7 @@ FREE = (  # options that change nothing, or whose effect is told otherwise
     "custom_imports",
     "default_scope",
     "demo",
+    "method",  # the config's name
     "train_dataloader.num_workers",
     "model.classes",  # names alone, which the data set gives
     "model.type",  # this and the next two occur in checkpoints of the first edition

@@ -20,7 +20,7 @@ class SamplingBar:
         *,
         shown: bool,
     ) -> None:
-        layout = "{l_bar}{bar}| [{elapsed}<{remaining}]"
+        layout = "{l_bar}{bar}| {n:.0f}/{total} images [{elapsed}<{remaining}]"
         hidden = None if shown else True
         self.bar = tqdm(total=total, desc="sampling", bar_format=layout, disable=hidden)
         self.done = 0
