@@ -148,12 +148,18 @@ def run_measurement(
         begun = f" from step {training.done}" if training.done else ""
         say_begin(f"{head}: training {training.name}{steps}{begun}", clock, say)
         began = time.monotonic()
-        call(execute, training.command(), log, lambda run=training: run.complete)
+        call(execute, training.command(), log)
+        if not training.complete:
+            raise Failed(
+                f"`ahpa train` left no checkpoint of step {training.iterations} (see {log})"
+            )
         clock.done("training", None if begun else time.monotonic() - began)
     say_begin(f"{head}: {measurement.kind}", clock, say)
     began = time.monotonic()
     measurement.prepare()
-    call(execute, measurement.command(), log, lambda: measurement.complete)
+    call(execute, measurement.command(), log)
+    if not measurement.complete:
+        raise Failed(f"`ahpa {measurement.command()[0]}` left no {measurement.path} (see {log})")
     clock.done(measurement.kind, time.monotonic() - began)
 
 
@@ -163,13 +169,13 @@ def say_begin(text: str, clock: Clock, say: Say) -> None:
     say(f"{text}  ({left})" if left else text)
 
 
-def call(execute: Execute, command: Sequence[str], log: Path, done: Callable[[], bool]) -> None:
-    """Run a command. Raises Failed if it failed, or left nothing of what it should write."""
+def call(execute: Execute, command: Sequence[str], log: Path) -> None:
+    """Run a command. Raises Failed if it failed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         file.write(f"$ ahpa {shlex.join(command)}\n")
     code = execute(command, log)
-    if code or not done():
+    if code:
         what = f"`ahpa {command[0]}` ended with exit code {code}"
         raise Failed(f"{what}: {last_words(log)} (see {log})")
 

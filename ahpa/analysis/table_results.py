@@ -1,4 +1,4 @@
-"""Our figures beside a table's: intervals over training seeds, and whether the order is the same."""
+"""Our figures beside a table's: intervals over seeds, and whether the order is the same."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from ..registry.files import read_json, write_file
 from .tables import COSTS, GSNR, SAMPLED, Row, Scale, Table, digest
 
 RECORD = "table.json"  # in a work dir: how the table's scale trained it
-EVALUATIONS = "evaluations"
+RESULTS = "tables"  # in a work dir: results by what was asked for; `evaluations` has them as well
 GSNR_NAMES = {"gsnr_high_noise": "high_noise", "gsnr_low_noise": "low_noise", "gsnr_avg": "mean"}
 USUAL_LENGTHS = (400_000, 150_000)  # of the recipes: work dirs of other lengths name theirs
 MILLION = 1e6
@@ -295,7 +295,11 @@ def make_plan(
             scale.
     """
     own = folder / scale.name
-    options = {**scale.training, **({"data": data} if data else {}), **({"vae": vae} if vae else {})}
+    options = {
+        **scale.training,
+        **({"data": data} if data else {}),
+        **({"vae": vae} if vae else {}),
+    }
     options = {key: options[key] for key in sorted(options) if key != "iterations"}
     sampled = any(row.has(SAMPLED) for row in table.runnable)
     place = reference_place(table, scale, own, options, reference) if sampled else None
@@ -323,7 +327,7 @@ def make_plan(
                     "reference": str(place),
                     "seed": scale.sampling_seed,
                 }
-                path = run.work_dir / EVALUATIONS / f"table-{digest(request)}.json"
+                path = run.work_dir / RESULTS / f"{digest(request)}.json"
                 found.append(Measurement("evaluation", run.name, (run,), request, path))
             if row.has(GSNR):
                 runs = [training(row.config, row, seed)]
@@ -381,9 +385,7 @@ def make_training_reference(path: Path, config: Mapping[str, Any], count: int) -
     if "flip" in section:
         section["flip"] = False
     side = config["model"]["resolution"]
-    dataset: Dataset = build(
-        DATASETS, section, where="train_dataloader.dataset", resolution=side
-    )
+    dataset: Dataset = build(DATASETS, section, where="train_dataloader.dataset", resolution=side)
     number = min(count, len(dataset))
     chosen = np.linspace(0, len(dataset), number, endpoint=False).astype(int).tolist()
     images: Iterable[torch.Tensor] = (dataset[index]["image"][None] for index in chosen)

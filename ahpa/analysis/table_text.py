@@ -154,7 +154,9 @@ def order_notes(results: Results) -> list[str]:
         if column.printed and column.ours:
             agreement = results.agreement(column)
             if agreement is not None:
-                beside = "" if column.ours.lower() == column.printed.lower() else f" ({column.ours})"
+                beside = (
+                    "" if column.ours.lower() == column.printed.lower() else f" ({column.ours})"
+                )
                 found.append(f"order by {column.printed}{beside}: {agreement.words()}")
     return found
 
@@ -166,7 +168,9 @@ def as_text(sheet: Sheet) -> str:
     """Format a table for a terminal; columns of numbers are aligned to the right."""
     lines = [list(sheet.header), *map(list, sheet.rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(sheet.header))]
-    named = sum(1 for head in sheet.header if head in ("row", "config", "table", "title", "why not"))
+    named = sum(
+        1 for head in sheet.header if head in ("row", "config", "table", "title", "why not")
+    )
 
     def line(cells: Sequence[str]) -> str:
         padded = [

@@ -19,6 +19,7 @@ COMMANDS = {  # name -> (module, what it does)
     "reference": ("reference", "make a reference for metrics, in ADM's format, from pictures"),
     "compare": ("compare", "say whether one method is better, from runs over several seeds"),
     "compare-protocols": ("compare_protocols", "name what differs between two results' protocols"),
+    "table": ("table", "run a table of the paper, and print our figures beside its own"),
     "list": ("list_components", "list every registered component"),
     "configs": ("list_configs", "list the shipped configs, or print where they are"),
 }

@@ -24,7 +24,6 @@ from .common import make_parser, refuse_empty, report_mistake
 
 if TYPE_CHECKING:
     from ..analysis.table_cells import Execute
-    from ..analysis.table_costs import RowCost
     from ..analysis.table_runs import Plan, Training
     from ..analysis.tables import Scale, Table
 
@@ -44,7 +43,12 @@ def parse(arguments: "list[str] | None" = None) -> argparse.Namespace:
     add("--run", action="store_true", help="train, sample and evaluate what is missing")
     add("--seeds", type=int, default=3, metavar="N", help="training seeds 0 .. N-1; default 3")
     add("--rows", nargs="+", metavar="ROW", help="only rows whose name or config contains this")
-    add("--launcher", choices=LAUNCHERS, default="none", help="slurm: an array job; pytorch: torchrun")
+    add(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="none",
+        help="slurm: an array job; pytorch: torchrun",
+    )
     add("--processes", type=int, metavar="N", help="processes of torchrun; default one a GPU")
     add(
         "--sbatch",
@@ -185,16 +189,16 @@ def resolved(plan: "Plan") -> dict[str, dict[str, Any]]:
 
 def check_run(plan: "Plan") -> None:
     """Check the metrics and protocols of a plan. Raises UserError."""
-    from ..analysis.protocols import SamplingProtocol
+    from ..analysis.protocols import read_protocol
     from ..evaluation.metrics import build_metrics
 
     for measurements in plan.measured.values():
         for measurement in measurements:
             if measurement.kind == "evaluation":
-                protocol = measurement.options["protocol"]
-                build_metrics(protocol["metrics"])
-                SamplingProtocol.from_options(protocol)
-    return None
+                protocol = read_protocol(
+                    measurement.options["protocol"], f"scale {plan.scale.name}"
+                )
+                build_metrics(protocol.metrics)
 
 
 # ---- running --------------------------------------------------------------------------------
@@ -317,12 +321,9 @@ def list_tables(scale: "Scale") -> str:
 
 def show_state(args: argparse.Namespace, plan: "Plan") -> int:
     """Print the results that are there, and what the rest would cost."""
-    from ..analysis.table_costs import cost_notes, count_row
+    from ..analysis.table_costs import cost_notes, count_rows
 
-    costs: list[RowCost] = []
-    for number in plan.measured:
-        costs += count_row(plan, number, config_of)
-    return show_results(args, plan, cost_notes(plan, costs))
+    return show_results(args, plan, cost_notes(plan, count_rows(plan, config_of)))
 
 
 def show_results(args: argparse.Namespace, plan: "Plan", more: "list[str] | None" = None) -> int:
