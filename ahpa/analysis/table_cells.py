@@ -154,6 +154,9 @@ def run_measurement(
                 f"`ahpa train` left no checkpoint of step {training.iterations} (see {log})"
             )
         clock.done("training", None if begun else time.monotonic() - began)
+    if measurement.complete:  # by another process since the plan was made
+        clock.done(measurement.kind, None)
+        return
     say_begin(f"{head}: {measurement.kind}", clock, say)
     began = time.monotonic()
     measurement.prepare()
