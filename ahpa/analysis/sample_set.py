@@ -40,11 +40,19 @@ from ..evaluation.protocol import differences
 from ..registry import UserError
 from ..registry.contracts import Prediction
 from ..registry.files import read_json, user_path, whole_file, write_file
+from ..registry.precision import autocast
 from ..registry.seeds import mix_seed
 from ..registry.validation import integer, positive_int
 from ..sampling.generator import LARGEST_SEED, Generator
 from ..sampling.progress import SamplingBar
-from .protocols import SamplingProtocol, class_numbers, sampling_record, weights_sha256
+from .cost import forward_macs
+from .protocols import (
+    SamplingProtocol,
+    called_times,
+    class_numbers,
+    sampling_record,
+    weights_sha256,
+)
 
 logger = logging.getLogger("ahpa")
 
@@ -73,6 +81,12 @@ class Drawing(NamedTuple):
     protocol: SamplingProtocol
     seed: int = 0
     prompts: Sequence[str] | None = None
+
+    @property
+    def side(self) -> int:
+        """Side of the images in pixels."""
+        generator = self.generator
+        return generator.backbone.streams["image"][-1] * generator.tokenizer.downsample
 
     @property
     def kinds(self) -> list[Any]:
@@ -303,12 +317,11 @@ def draw_set(
     plan = drawing.protocol
     positive_int("batch", batch)
     integer("seed", drawing.seed, least=-LARGEST_SEED, most=LARGEST_SEED)
-    side = drawing.generator.backbone.streams["image"][-1] * drawing.generator.tokenizer.downsample
     options = drawing.identity() if group.rank == 0 else {}
     record = {
         "format": FORMAT,
         "count": plan.count,
-        "size": [side, side],
+        "size": [drawing.side, drawing.side],
         "options": options,
         "prompts": None if drawing.prompts is None else list(drawing.prompts),
         "protocol": {**without(options, "seed", "network_sha256", "device"), **(protocol or {})},
@@ -406,6 +419,62 @@ def refuse_other(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]
 def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return a dict without some keys."""
     return {key: value for key, value in values.items() if key not in names}
+
+
+# ---- cost -----------------------------------------------------------------------------------
+
+
+class SamplingCost(NamedTuple):
+    """What an image costs.
+
+    Attributes:
+        calls: Calls of the network for a tile; None for an adaptive sampler.
+        macs: Multiply-accumulates of the network for an image; guided calls count twice.
+        call_seconds: Measured time of a call for one tile.
+        seconds: Estimated time for an image, with its decoding.
+    """
+
+    calls: int | None
+    macs: float
+    call_seconds: float
+    seconds: float
+
+
+def measured_cost(drawing: Drawing) -> SamplingCost:
+    """Measure one call of the network and one decoding, both of a whole tile."""
+    generator, protocol = drawing.generator, drawing.protocol
+    sampler = generator.sampler(protocol.sampler)
+    low, high = protocol.cfg_interval
+    calls = None
+    passes: float = protocol.steps
+    if not sampler.adaptive:
+        times = called_times(generator, sampler, protocol.steps)
+        calls = len(times)
+        guided = sum(low <= t <= high for t in times) if protocol.cfg_scale != 1 else 0
+        passes = calls + guided
+    size = protocol.tile
+    device = next(generator.backbone.parameters()).device
+    x = generator.start_noise(size)
+    cond = generator.conditioner.encode([drawing.kinds[0]] * size, device)
+    t = torch.ones(size, device=device)
+    with one_thread(device), torch.no_grad(), autocast(device, protocol.precision):
+        call = seconds_of(lambda: generator.predict(x, t, cond), device)
+        latent = x["image"][:, : generator.tokenizer.latent_channels]
+        decoding = seconds_of(lambda: generator.tokenizer.decode(latent.float()), device)
+    macs = forward_macs(generator.backbone).total * passes
+    return SamplingCost(calls, macs, call, (call * passes + decoding) / size)
+
+
+def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
+    """Return how long the second of two calls takes."""
+    for _ in range(2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 # ---- other formats --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ..registry import nearest, signals
 COMMANDS = {  # name -> (module, what it does)
     "train": ("train", "train a diffusion transformer from a config"),
     "sample": ("sample", "draw samples from a checkpoint, a run, a published folder or a Hub id"),
+    "evaluate": ("evaluate", "compute FID and other metrics of a model or of given samples"),
     "analyze": ("analyze", "look into runs: gsnr, router, pca, cost, target, probe"),
     "publish": ("publish", "make a run a folder to share"),
     "import-weights": ("import_weights", "read published checkpoints, and write ours as such"),
