@@ -325,7 +325,7 @@ def make_plan(
                 request = {
                     "protocol": protocol,
                     "reference": str(place),
-                    "seed": scale.sampling_seed,
+                    "seed": scale.sampling_seed + seed,
                 }
                 path = run.work_dir / RESULTS / f"{digest(request)}.json"
                 found.append(Measurement("evaluation", run.name, (run,), request, path))

@@ -115,7 +115,8 @@ class Scale:
         protocol: Options of the sampling protocol; they replace those of the row.
         common_sampler: Sampler of all rows of a table whose rows name several although it does not
             compare samplers.
-        sampling_seed: Seed of the samples.
+        sampling_seed: Seed of the samples of training seed 0; that of seed K is K more, so that the
+            spread over seeds holds the sampling's.
         metrics: {reference of a table, or "*": metrics that are computed}.
         figures: {figure of the paper: ours}; None if nothing stands beside it.
         references: {reference of a table, or "*": a file, or {"training_data": number}}.
