@@ -216,16 +216,15 @@ def make_reference(plan: Plan, resolve: Resolve, say: Say) -> None:
     needed = any(m.kind == "evaluation" for own in plan.missing().values() for m in own)
     if plan.reference is None or not needed or plan.reference.exists():
         return
-    wanted = plan.scale.references.get(plan.table.reference, plan.scale.references.get("*"))
-    if not isinstance(wanted, Mapping) or plan.reference.parent.name != "references":
+    if plan.drawn is None:
         raise UserError(
             f"reference: {plan.reference} is missing. Table {plan.table.name} needs the set "
             f"{plan.table.reference!r}: ADM's file, or one made by `ahpa reference`; put it there, "
             "or give --reference FILE."
         )
-    say(f"reference: {wanted['training_data']} images of the training data: {plan.reference}")
+    say(f"reference: {plan.drawn} images of the training data: {plan.reference}")
     runs = [m.needs[0] for own in plan.measured.values() for m in own if m.kind == "evaluation"]
-    make_training_reference(plan.reference, resolve(runs[0]), wanted["training_data"])
+    make_training_reference(plan.reference, resolve(runs[0]), plan.drawn)
 
 
 # ---- commands as processes ------------------------------------------------------------------
@@ -305,6 +304,7 @@ def slurm_script(plan: Plan, cells: Sequence[str], command: Sequence[str]) -> st
             "#SBATCH --requeue",
             f"cells=(\n{names}\n)",
             f"cd {shlex.quote(os.getcwd())}",
+            f"export PYTHONPATH={shlex.quote(environment()['PYTHONPATH'])}",
             f'exec {shlex.join(command)} --cell "${{cells[$SLURM_ARRAY_TASK_ID]}}"',
             "",
         ]

@@ -61,6 +61,7 @@ class Agreement(NamedTuple):
         high: Upper end.
         chance: Probability that a random order of the rows agrees at least as well.
         rows: Number of rows.
+        counted: Whether our figures are counts, which no seed moves.
     """
 
     tau: float
@@ -68,10 +69,13 @@ class Agreement(NamedTuple):
     high: float | None
     chance: float
     rows: int
+    counted: bool = False
 
     def words(self) -> str:
         """Return the finding in plain words."""
         shown = f"Kendall's tau {self.tau:.2f}"
+        if self.counted:
+            return f"{shown} over {self.rows} rows (no training seed is involved)"
         if self.low is None:
             return (
                 f"{shown} over {self.rows} rows with one training seed: not decided, since nothing "
@@ -185,7 +189,9 @@ class Results:
             for number, row in enumerate(rows)
             if is_number(row.printed.get(column.printed)) and (number, column.ours) in self.ours
         ]
-        return agreement([a for a, _ in both], [b for _, b in both])
+        found = agreement([a for a, _ in both], [b for _, b in both])
+        counted = column.printed in COSTS
+        return found._replace(counted=counted) if found is not None else None
 
 
 def gather(plan: Plan, *, force: bool = False) -> Results:

@@ -233,6 +233,8 @@ class Plan:
         seeds: Number of training seeds.
         measured: {index of the row: its measurements}, for the rows that can be run.
         reference: File of the reference set; None if nothing is sampled.
+        drawn: How many images of the training data make the reference; None for a file that must
+            be there.
     """
 
     table: Table
@@ -241,6 +243,7 @@ class Plan:
     seeds: int
     measured: Mapping[int, tuple[Measurement, ...]]
     reference: Path | None
+    drawn: int | None = None
 
     def cells(self) -> dict[str, list[Measurement]]:
         """Return {name of a cell: its measurements}, all of one seed before those of the next.
@@ -302,7 +305,9 @@ def make_plan(
     }
     options = {key: options[key] for key in sorted(options) if key != "iterations"}
     sampled = any(row.has(SAMPLED) for row in table.runnable)
-    place = reference_place(table, scale, own, options, reference) if sampled else None
+    source = (reference or scale.reference(table)) if sampled else None
+    place = reference_place(table, source, own, options)
+    drawn = None if not isinstance(source, Mapping) else source["training_data"]
 
     def training(config: str, row: Row, seed: int) -> Training:
         length = scale.iterations(row)
@@ -337,7 +342,7 @@ def make_plan(
                 path = runs[-1].work_dir / "analysis" / folder_name / "gsnr.json"
                 found.append(Measurement("gsnr", runs[-1].name, tuple(runs), scale.gsnr, path))
         measured[number] = tuple(found)
-    plan = Plan(table, scale, own, seeds, measured, place)
+    plan = Plan(table, scale, own, seeds, measured, place, drawn)
     for run in plan.trainings():
         run.check()
     return plan
@@ -347,24 +352,18 @@ def make_plan(
 
 
 def reference_place(
-    table: Table,
-    scale: Scale,
-    folder: Path,
-    options: Mapping[str, Any],
-    given: str | None,
-) -> Path:
+    table: Table, found: Any, folder: Path, options: Mapping[str, Any]
+) -> Path | None:
     """Return where a table's reference is, or will be made.
 
     Args:
         table: The table.
-        scale: The scale.
+        found: A file, {"training_data": number of images}, or None if nothing is sampled.
         folder: Folder of the scale's work dirs.
         options: How the scale trains.
-        given: What the user gave; None for the scale's.
     """
-    found = given or scale.reference(table)
-    if isinstance(found, str):
-        return Path(found).expanduser()
+    if not isinstance(found, Mapping):
+        return None if found is None else Path(found).expanduser()
     count = found["training_data"]
     kind = digest([options.get("data"), table.reference, count])
     return folder / "references" / f"training-data-{count}-{kind}.npz"

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..registry.validation import is_number
 from .table_results import Column, Estimate, Results, paper_value
+from .tables import COSTS
 
-CONSEQUENCE = {"iteration": "length", "sampler": "sampler", "guidance": "guidance"}
 LATEX = {  # characters that LaTeX reads as commands
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -93,7 +93,8 @@ def results_sheet(results: Results) -> Sheet:
             if column.ours:
                 found = results.estimate(number, column)
                 cells.append(estimate_text(found))
-                seeds |= set(results.ours.get((number, column.ours), {}))
+                if column.ours not in COSTS:
+                    seeds |= set(results.ours.get((number, column.ours), {}))
         cells.append(str(len(seeds)) if seeds else "-")
         rows.append(cells)
     return Sheet(title(results), header, rows, notes(results))
@@ -117,23 +118,14 @@ def notes(results: Results) -> list[str]:
     if table.compares and results.hashes:
         found.append(f"the rows differ by design in: {', '.join(table.compares)}")
     found += [f"UNLIKE PROTOCOLS, not comparable: {text}" for text in results.unlike]
-    missing = [
-        f"{column.printed} ({reason(column.printed)})"
-        for column in results.columns
-        if column.printed and not column.ours
-    ]
+    missing = [column.printed for column in results.columns if not column.ours]
     if missing:
-        found.append(f"not computed at this scale: {', '.join(missing)}")
+        found.append(f"nothing of this scale stands beside: {', '.join(missing)}")
     found += scale.notes
     found.append(f"printed figures: {table.source}")
     found += [f"about them: {text}" for text in table.notes]
     found += [f"{row.name}: not run: {row.why_not}" for row in table.rows if row.why_not]
     return found
-
-
-def reason(printed: str) -> str:
-    """Return why nothing of ours stands beside a printed figure."""
-    return "the scale names nothing to put beside it" if printed else ""
 
 
 def estimates(results: Results) -> list[Estimate]:

@@ -37,7 +37,7 @@ def parse(arguments: "list[str] | None" = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__ or "", "table")
     add = parser.add_argument
-    add("table", nargs="?", metavar="ID", help='such as D.17, 3 or field; "all" with --run')
+    add("table", nargs="?", metavar="ID", help="such as D.17, 3 or field")
     add("--list", action="store_true", help="list all tables and the rows that can be run")
     add("--scale", default="demo", metavar="NAME", help="demo (default), paper or a .json file")
     add("--run", action="store_true", help="train, sample and evaluate what is missing")
@@ -101,7 +101,7 @@ def run(arguments: "list[str] | None", *, execute: "Execute | None" = None) -> i
     configs = resolved(plan)
     check_run(plan)
     if args.launcher == "slurm":
-        return submit(args, plan)
+        return submit(args, plan, configs)
     failures = run_cells(args, plan, configs, execute)
     if args.dry_run:
         return 0
@@ -252,9 +252,9 @@ def process_count(args: argparse.Namespace) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def submit(args: argparse.Namespace, plan: "Plan") -> int:
+def submit(args: argparse.Namespace, plan: "Plan", configs: "Mapping[str, dict[str, Any]]") -> int:
     """Write the array job of the missing cells, and submit it unless --dry-run is given."""
-    from ..analysis.table_cells import slurm_script, submit
+    from ..analysis.table_cells import make_reference, slurm_script, submit
     from ..registry.files import write_file
 
     cells = list(plan.missing())
@@ -265,6 +265,7 @@ def submit(args: argparse.Namespace, plan: "Plan") -> int:
     if args.dry_run:
         print(script, end="")
         return 0
+    make_reference(plan, lambda training: configs[training.config], say)
     path = plan.folder / f"table_{plan.table.name}.sbatch"
     write_file(path, script.encode())
     (plan.folder / "logs").mkdir(exist_ok=True)
