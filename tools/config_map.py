@@ -181,6 +181,8 @@ def row_line(content: dict, row: dict) -> str:
 def paper_table(path: Path) -> str:
     """Format one table of the paper: row, config, printed and measured figures."""
     content = json.loads(path.read_text())
+    if not content["rows"]:
+        return ""  # tables A.8 and A.9 measure nothing
     rows = []
     for row in content["rows"]:
         cells = [row_name(row), link(Path(row["config"]).stem)]
@@ -204,7 +206,7 @@ def config_map() -> str:
     """Return the text of configs/README.md."""
     entries = [read_entry(path) for path in sorted(CONFIGS.glob("*.py"))]
     tables = sorted(
-        (CONFIGS / "tables").glob("*.json"),
+        (CONFIGS / "tables").glob("table_*.json"),
         key=lambda path: (len(path.stem), path.stem),  # 1 .. 7 before B.10 .. I.21
     )
     parts = [
@@ -216,7 +218,7 @@ def config_map() -> str:
         variation_table(entries),
         "## The paper's tables\n\n`measured` is empty until a run of that row is reported "
         "(`measured` in `tables/*.json`).\n",
-        *(paper_table(path) for path in tables),
+        *filter(None, map(paper_table, tables)),
         "## What the methods' own papers print\n",
         own_table(),
     ]

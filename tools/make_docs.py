@@ -203,7 +203,7 @@ def rows_table(method: str) -> str:
     """Format the rows of AHPA's tables that lead to a method's configs."""
     wanted = set(of_method(method))
     rows = []
-    paths = (CONFIGS / "tables").glob("*.json")
+    paths = (CONFIGS / "tables").glob("table_*.json")
     for path in sorted(paths, key=lambda path: (len(path.stem), path.stem)):
         content = json.loads(path.read_text())
         for row in content["rows"]:

@@ -132,16 +132,29 @@ def load_protocol(name: str) -> SamplingProtocol:
     found = read_json(path, "--protocol")
     if not isinstance(found, Mapping):
         raise UserError(f"--protocol: {path} must hold an object of options.")
+    return read_protocol(found, f"--protocol: {path.name}")
+
+
+def read_protocol(found: Mapping[str, Any], where: str) -> SamplingProtocol:
+    """Return the protocol with these options.
+
+    Args:
+        found: {option: value of JSON}.
+        where: Where they stand, for messages.
+
+    Raises:
+        ConfigError: For an unknown or wrong option.
+    """
     valid = [field.name for field in fields(SamplingProtocol)]
     for key in found:
         if key not in valid:
-            raise ConfigError(f"--protocol: {path.name} has no option {key!r}{nearest(key, valid)}")
+            raise ConfigError(f"{where} has no option {key!r}{nearest(key, valid)}")
     if "count" not in found:
-        raise ConfigError(f"--protocol: {path.name} needs the option 'count'.")
+        raise ConfigError(f"{where} needs the option 'count'.")
     try:
         return SamplingProtocol(**{key: _plain(key, value) for key, value in found.items()})
     except ConfigError as error:
-        raise ConfigError(f"--protocol: {path.name}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 # ---- what a protocol meant for a model ------------------------------------------------------
