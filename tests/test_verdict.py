@@ -68,7 +68,8 @@ def test_the_power_is_that_of_a_noncentral_t():
     found = verdict.power(0.03, 0.014, 0.014, seeds, 0.01)
     freedom, shift = 2 * (seeds - 1), 0.03 / (0.014 * np.sqrt(2 / seeds))
     bound = stats.t.ppf(0.995, freedom)
-    assert found == pytest.approx(stats.nct.sf(bound, freedom, shift), abs=1e-9)
+    # SciPy 1.11's special function is good to 5e-6, later ones to 1e-9.
+    assert found == pytest.approx(stats.nct.sf(bound, freedom, shift), abs=1e-5)
     far = np.linspace(0.01, 10, 50)[:, None]  # where the noncentral t itself may be NaN
     assert (
         np.diff(verdict.power(far, 0.01, 0.001, np.array([3, 24]), 0.0004), axis=0) > -1e-6

@@ -14,7 +14,7 @@ on two CPU cores), paper, or a .json file of yours. See docs/tables.md.
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ SUFFIXES = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
 MOST_SEEDS = 100
 
 
-def parse(arguments: "list[str] | None" = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__ or "", "table")
     add = parser.add_argument
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(run, arguments)
 
 
-def run(arguments: "list[str] | None", *, execute: "Execute | None" = None) -> int:
+def run(arguments: Sequence[str] | None = None, *, execute: "Execute | None" = None) -> int:
     """Run the command. Raises UserError for a mistake.
 
     Args:

@@ -10,7 +10,7 @@ continuous, for velocities; the null class is the last row of the table.
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class AlignedTransformerPipeline(DiffusionPipeline):
         num_classes: int = 1000,
         time_scale: float = 1.0,
         reversed_time: bool = False,
-        id2label: dict[str, str] | None = None,
+        id2label: Optional[dict] = None,  # noqa: UP045 (diffusers 0.33 reads no other form)
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
