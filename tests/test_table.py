@@ -205,6 +205,15 @@ def test_costs_are_counted_at_full_size():
     assert passes.forward == pytest.approx(forward)
 
 
+def test_rows_that_a_scale_makes_the_same_are_named(tmp_path):
+    """Blocks 3 and 4 of 12 are both block 2 of the demo's 6; at full size they differ."""
+    for name, expected in (("demo", [["block 3", "block 4"]]), ("paper", [])):
+        plan = make_plan(load_table("D.16"), load_scale(name), tmp_path, seeds=1)
+        configs = command.resolved(plan)
+        groups = table_runs.equal_rows(plan, lambda run, found=configs: found[run.config])
+        assert groups == expected
+
+
 # ---- running --------------------------------------------------------------------------------
 
 

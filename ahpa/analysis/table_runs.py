@@ -6,7 +6,7 @@ any point and continued.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..engine import checkpoint
+from ..engine.plain import to_plain
 from ..evaluation.images import write_npz
 from ..evaluation.protocol import EvaluationResult, load_result
 from ..registry import DATASETS, UserError, build
@@ -346,6 +347,34 @@ def make_plan(
     for run in plan.trainings():
         run.check()
     return plan
+
+
+VARYING = ("work_dir", "method", "randomness")  # in configs that are otherwise the same
+
+
+def equal_rows(plan: Plan, resolve: Callable[[Training], Mapping[str, Any]]) -> list[list[str]]:
+    """Return groups of rows that the scale makes the same: one config, measured alike.
+
+    Small models have fewer blocks, and one size stands for all, so different rows may coincide.
+
+    Args:
+        plan: What is needed.
+        resolve: Returns the config of a training.
+    """
+    groups: dict[str, list[str]] = {}
+    for number, measurements in plan.measured.items():
+        kinds = []
+        for measurement in measurements:
+            if seed_of(measurement) or not measurement.needs:
+                continue
+            configs = [
+                {key: value for key, value in resolve(run).items() if key not in VARYING}
+                for run in measurement.needs
+            ]
+            kinds.append([measurement.kind, measurement.options, configs])
+        if kinds:
+            groups.setdefault(digest(to_plain(kinds)), []).append(plan.table.rows[number].name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 # ---- the reference --------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def run(arguments: Sequence[str] | None = None, *, execute: "Execute | None" = N
     if args.dry_run:
         return 0
     if args.cell is None:
-        show_results(args, plan)
+        show_results(args, plan, same_notes(plan, configs))
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -318,7 +318,17 @@ def show_state(args: argparse.Namespace, plan: "Plan") -> int:
     """Print the results that are there, and what the rest would cost."""
     from ..analysis.table_costs import cost_notes, count_rows
 
-    return show_results(args, plan, cost_notes(plan, count_rows(plan, config_of)))
+    configs = resolved(plan)
+    costs = count_rows(plan, lambda training: configs[training.config])
+    return show_results(args, plan, [*same_notes(plan, configs), *cost_notes(plan, costs)])
+
+
+def same_notes(plan: "Plan", configs: "Mapping[str, dict[str, Any]]") -> list[str]:
+    """Say which rows are the same at this scale."""
+    from ..analysis.table_runs import equal_rows
+
+    groups = equal_rows(plan, lambda training: configs[training.config])
+    return [f"THE SAME AT THIS SCALE, not to be compared: {' = '.join(g)}" for g in groups]
 
 
 def show_results(args: argparse.Namespace, plan: "Plan", more: "list[str] | None" = None) -> int:
