@@ -115,7 +115,7 @@ def stream(source, level):
         (stream("dion", "cls"), "'dino'"),
         (stream("dino", "clas"), "'cls'"),
         (stream("dino", "patch"), "not a vector"),
-        (dict(backbone=PLAIN, flow_loss=None), "diffuses image; beside the image .* names cls"),
+        (dict(backbone=PLAIN, flow_loss=None), r"beside the image \(none\), got cls"),
         (dict(streams=dict(cls="dino")), r"must be dict\(source=PRIOR, level=LEVEL\)"),
         (dict(streams=dict(cls=dict(source="dino"))), r"must be dict\(source=PRIOR, level=LEVEL\)"),
     ],

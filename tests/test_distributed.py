@@ -122,6 +122,7 @@ def test_sigterm_to_the_launcher_saves_though_torchrun_itself_returns_1(tmp_path
     assert final_state(tmp_path)["data"]["iteration"] == scalars(tmp_path)[-1]["iteration"]
 
 
+@pytest.mark.slow
 def test_a_bad_loss_on_one_process_is_skipped_on_both(tmp_path):
     path = tmp_path / "poisoned.py"
     path.write_text(

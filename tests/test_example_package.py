@@ -127,6 +127,7 @@ def test_it_trains_on_its_own_data_set(finished):
     check_run(finished)
 
 
+@pytest.mark.slow
 def test_it_trains_on_the_drawn_set(installed, tmp_path):
     done = train(installed, tmp_path / "run", options=[DRAWN])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -165,6 +166,7 @@ def test_it_samples_with_its_sampler(installed, finished, tmp_path):
     assert images[0] != images[1]
 
 
+@pytest.mark.slow
 def test_a_dry_run_reports_the_cost(installed):
     """The demo has half as many blocks, so blocks 2, 4 and 6 have become 1, 2 and 3."""
     arguments = ("tools/train.py", CONFIG, "--demo", "--dry-run", "--cfg-options", *SMALLER)

@@ -315,8 +315,10 @@ def test_errors_that_pass_are_tried_again(tmp_path):
 # ---- layouts --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top", ["", "data/"])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("top", "packed"),
+    [("data/", False), ("", True), pytest.param("data/", True, marks=pytest.mark.slow)],
+)
 def test_the_training_split_is_found_and_told(tmp_path, top, packed):
     base = tmp_path / "base"
     make_set(base / top / "train")

@@ -138,6 +138,7 @@ def test_custom_imports_need_no_install(uninstalled, shared, tmp_path):
     assert told.returncode == 0 and out.exists(), told.stderr
 
 
+@pytest.mark.slow
 def test_the_latents_of_another_packages_autoencoder_are_measured(uninstalled, shared, tmp_path):
     """TAEF2 is deterministic and has 32 channels; its package has measured the same images."""
     encoder = shared / "weights" / "taef2_encoder.safetensors"

@@ -305,7 +305,7 @@ def test_resume_tells_what_changed_and_changes_it(tmp_path):
         (["model.backbone.depth=3"], "model.backbone.depth: 2 -> 3"),
         (["optim_wrapper.optimizer.type=Adam"], "another optimiser"),
         (["optim_wrapper.optimizer.weight_decay=0.1"], "optim_wrapper.optimizer.weight_decay"),
-        (["param_scheduler=dict(type='ConstantLR')"], "schedule cannot change"),
+        (["param_scheduler=dict(type='ConstantLR', end=5)"], "schedule cannot change"),
     ],
 )
 def test_resume_refuses_what_does_not_fit_and_loses_nothing(two_iterations, options, said):

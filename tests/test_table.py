@@ -463,6 +463,7 @@ def test_from_nothing_to_a_table(scale, tmp_path, capsys):
     assert "0 cells to run, 2 complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_costs_and_gsnr(scale, tmp_path, capsys):
     words = ["--scale", str(scale), "--run", "--seeds", "1", "--work-dir", str(tmp_path / "runs")]
     assert (

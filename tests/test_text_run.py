@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from support.models import WORDS, small_model
-from support.runs import ROOT, final_state, sample, scalars, tool, train
+from support.runs import ROOT, final_state, sample, scalars, train
 from test_configs import arguments
 
 from ahpa.cli.train import training_config
@@ -85,8 +85,7 @@ def test_an_archive_has_the_prompts_beside_the_numbers(run, tmp_path):
 
 
 def test_without_prompts_the_configs_own_are_drawn(run, tmp_path):
-    done = tool("sample", run, "--num", 2, "--steps", 1, "--out", tmp_path / "own.npz")
-    assert done.returncode == 0, done.stderr
+    sample(run, "--num", 2, "--steps", 1, "--out", tmp_path / "own.npz")
     with np.load(tmp_path / "own.npz") as archive:
         assert archive["prompts"].tolist() == ["a red mushroom", "a blue fish"]
 

@@ -260,6 +260,7 @@ def test_a_lock_that_somebody_removed_is_taken_again_before_the_next_checkpoint(
     assert not (tmp_path / lock.NAME).exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_lock_was_removed_leaves_the_next_ones_files_alone(tmp_path):
     """The removed lock let a second run in: the first neither saves there nor removes its lock."""
     first = start(tmp_path, iters=100_000, options=["checkpoints.interval=1000000", "hooks=None"])
