@@ -91,6 +91,7 @@ MISTAKES = [
     (dict(type="PlateauRelease", value=1, fast_decay=0.9, slow_decay=0.9), "slow_decay"),
     (dict(type="PlateauRelease", value=1, ramp=0), "ramp"),
     (dict(type="PlateauRelease", value=1, latest=1.5), "latest"),
+    (dict(type="PlateauRelease", value=1, tolerance=-1), "tolerance: .* of at least 0"),
 ]
 
 

@@ -84,7 +84,7 @@ class PlateauRelease(Schedule):
     ) -> None:
         super().__init__()
         self.value = weight("value", value)
-        self.tolerance = number("tolerance", tolerance)
+        self.tolerance = number("tolerance", tolerance, least=0)
         self.fast_decay = probability("fast_decay", fast_decay)
         self.slow_decay = probability("slow_decay", slow_decay)
         if not fast_decay < slow_decay < 1:

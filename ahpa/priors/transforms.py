@@ -87,7 +87,7 @@ class SpatialNorm(Wrapper):
         unbiased: bool = True,
     ) -> None:
         super().__init__(geometry=geometry, prior=prior)
-        self.gamma = number("gamma", gamma)
+        self.gamma = number("gamma", gamma, least=0)
         self.eps = positive("eps", eps)
         self.unbiased = boolean("unbiased", unbiased)
 
