@@ -21,7 +21,6 @@ from ..engine.weights import (
     sha256,
 )
 from ..evaluation.protocol import UNKNOWN
-from ..registry import UserError
 from ..registry.files import user_path
 from ..registry.hub import hub_file
 from ..registry.locations import PACKAGE
@@ -69,12 +68,7 @@ def find_trained(source: str, weights: str = "ema") -> Trained:
     path = user_path(source, "the run")
     if is_published(path) or is_hub_id(source, path):
         return published(source, path)
-    if path.is_dir():
-        folder = path if checkpoint.list_checkpoints(path) else path / "checkpoints"
-        found = checkpoint.newest(folder)
-        if found is None:
-            raise UserError(f"there is no valid checkpoint (iter_*.pth) in {path} or {folder}.")
-        path = found
+    path = checkpoint.file_of(path)
     saved = checkpoint.load(path)
     model = model_of(saved, path)
     meta = saved["meta"]

@@ -124,13 +124,7 @@ def run_source(path: str | Path) -> Source:
     place = user_path(path, "the run")
     if is_published(place) or is_hub_id(str(path), place):
         return published_source(str(path))
-    file = place
-    if place.is_dir():
-        folder = place if checkpoint.list_checkpoints(place) else place / "checkpoints"
-        found = checkpoint.newest(folder)
-        if found is None:
-            raise UserError(f"there is no valid checkpoint (iter_*.pth) in {place} or {folder}.")
-        file = found
+    file = checkpoint.file_of(place)
     saved = checkpoint.load(file)
     model = model_of(saved, file)
     meta = saved["meta"]

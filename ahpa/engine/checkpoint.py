@@ -115,6 +115,21 @@ def verify(path: Path) -> None:
         )
 
 
+def file_of(path: Path) -> Path:
+    """Return the newest valid checkpoint of a work dir or its folder; another path as it is given.
+
+    Raises:
+        UserError: If a folder holds none.
+    """
+    if not os.path.isdir(path):
+        return path
+    found = newest(path if list_checkpoints(path) else path / "checkpoints")
+    if found is None:
+        folders = f"{path} or {path / 'checkpoints'}"
+        raise UserError(f"there is no valid checkpoint (iter_*.pth) in {folders}.")
+    return found
+
+
 def load(path: Path | str, *, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Verify and read a checkpoint; nothing in it is executed.
 
@@ -126,13 +141,7 @@ def load(path: Path | str, *, device: str | torch.device = "cpu") -> dict[str, A
         UserError: If there is no checkpoint, it cannot be read, or it has another format.
         DamagedCheckpoint: If the file is not what was written.
     """
-    path = Path(path)
-    if os.path.isdir(path):
-        found = newest(path if list_checkpoints(path) else path / "checkpoints")
-        if found is None:
-            folders = f"{path} or {path / 'checkpoints'}"
-            raise UserError(f"there is no valid checkpoint (iter_*.pth) in {folders}.")
-        path = found
+    path = file_of(Path(path))
     if not os.path.lexists(path):
         raise UserError(f"there is no checkpoint {path}.")
     if not os.path.isfile(path):
