@@ -20,6 +20,7 @@ from support.runs import ROOT, call, environment
 
 from ahpa.analysis import table_cells, table_runs
 from ahpa.analysis.table_costs import count_passes, count_rows
+from ahpa.analysis.table_report import methods_of, table_report
 from ahpa.analysis.table_results import CHANCE, agreement, estimate, gather, kendall
 from ahpa.analysis.table_runs import make_plan
 from ahpa.analysis.table_text import FORMATS, results_csv, results_sheet
@@ -142,6 +143,8 @@ def test_mistakes_in_a_scale(tmp_path, content, message):
         (["D.17", "--cell", "x"], "--cell: has no meaning without --run"),
         (["D.17", "--rows", "nothing"], "has no such row; it has: Exp 1"),
         (["D.17", "--processes", "2"], "--processes: needs --launcher"),
+        (["D.17", "--report", "page.pdf"], "--report: must end in .html"),
+        (["D.17", "--run", "--dry-run", "--report", "p.html"], "--report: is written with a table"),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path, arguments, message):
@@ -455,12 +458,29 @@ def test_from_nothing_to_a_table(scale, tmp_path, capsys):
         assert result.provenance["training_seed"] == 0
         assert f"{result.figures['kid:tiny-vit']:.4g}" in out.read_text()
     assert result.protocol_hash in shown and out.read_text().startswith("**Table D.17")
+    page = (runs / "table_D.17.html").read_text()
+    assert "Exp 4: ahpa_sit-b_router-lut" in page and "2 runs of 2 methods" in page
+    assert f"{result.figures['kid:tiny-vit']:.4g}" in page and "Kendall" not in page
+    assert page.index("Printed figures and ours") < page.index("What was trained")
 
     def nothing(words, log):
         raise AssertionError(f"{words} was run again")
 
     assert command.run(words, execute=nothing) == 0
     assert "0 cells to run, 2 complete" in capsys.readouterr().out
+
+
+def test_a_report_of_what_is_there(scale, tmp_path, capsys):
+    """Costs alone have no runs; rows that share a training are one method; missing seeds are said."""
+    out = tmp_path / "report.html"
+    words = ["6", "--scale", str(scale), "--report", str(out), "--work-dir", str(tmp_path / "runs")]
+    assert command.run(words) == 0
+    assert "No run has been trained." in out.read_text() and "report: " in capsys.readouterr().err
+    plan = plan_of(scale, tmp_path, name="D.15", seeds=2)
+    names = methods_of(plan)
+    assert len({run.work_dir for own in names.values() for run in own}) == 2 * len(names)
+    report = table_report(plan, results_sheet(gather(plan)))
+    assert not report.methods and any("seed 1 is missing" in note for note in report.notes)
 
 
 @pytest.mark.slow

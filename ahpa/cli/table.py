@@ -4,8 +4,9 @@ ahpa table --list
 
 Without --run it shows the printed figures, what each row would cost, and the results that are there
 already. --run trains, samples and evaluates every missing cell (a config with a training seed), one
-after another, in work_dirs/tables/SCALE; rows and tables with the same config share it. Kill it at
-any point and give the same command again: it continues.
+after another, in work_dirs/tables/SCALE; rows and tables with the same config share it. At its end
+it prints the table and writes a report, one HTML page. Kill it at any point and give the same
+command again: it continues.
 
 A scale says how long and on what rows are trained and how they are evaluated: demo (minutes a row
 on two CPU cores), paper, or a .json file of yours. See docs/tables.md.
@@ -64,6 +65,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--force", action="store_true", help="show figures of unlike protocols side by side")
     add("--format", choices=FORMATS, help="default text, or what the ending of --out says")
     add("--out", type=Path, metavar="FILE", help="write the table to a file as well")
+    add(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a report as well; with --run, default WORK_DIR/SCALE/table_ID.html",
+    )
     add("--cell", metavar="NAME", help="with --run: only this cell, such as sit-b_matched_seed-0")
     return parser.parse_args(arguments)
 
@@ -83,6 +90,7 @@ def run(arguments: Sequence[str] | None = None, *, execute: "Execute | None" = N
     args = parse(arguments)
     check_options(args)
 
+    from ..analysis.table_report import report_path
     from ..analysis.tables import load_scale, load_table
 
     scale = load_scale(args.scale)
@@ -100,6 +108,7 @@ def run(arguments: Sequence[str] | None = None, *, execute: "Execute | None" = N
     if args.dry_run:
         return 0
     if args.cell is None:
+        args.report = args.report or report_path(plan)
         show_results(args, plan, same_notes(plan, configs))
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -128,6 +137,14 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')}: has no meaning without --run.")
     if args.sbatch and args.launcher != "slurm":
         raise UserError("--sbatch: needs --launcher slurm.")
+    if args.report is not None:
+        if args.report.suffix not in (".html", ".htm"):
+            raise UserError(f"--report: must end in .html, got {str(args.report)!r}.")
+        if args.list or args.cell or args.dry_run or (args.run and args.launcher == "slurm"):
+            raise UserError(
+                "--report: is written with a table; --list, --cell, --dry-run and --run with "
+                "--launcher slurm print none."
+            )
     if args.format is None:
         args.format = SUFFIXES.get(args.out.suffix, "text") if args.out else "text"
 
@@ -265,7 +282,7 @@ def submit(args: argparse.Namespace, plan: "Plan", configs: "Mapping[str, dict[s
     (plan.folder / "logs").mkdir(exist_ok=True)
     print(submit(path, shlex.split(args.sbatch)))
     print(f"{path}: {len(cells)} cells. When they are done, the same command without --run shows")
-    print("the table.")
+    print("the table, and with --report FILE it writes the report.")
     return 0
 
 
@@ -332,17 +349,22 @@ def same_notes(plan: "Plan", configs: "Mapping[str, dict[str, Any]]") -> list[st
 
 
 def show_results(args: argparse.Namespace, plan: "Plan", more: "list[str] | None" = None) -> int:
-    """Print our figures beside the printed ones."""
+    """Print our figures beside the printed ones, and write the report if one is wanted."""
     from dataclasses import replace
 
+    from ..analysis.report.page import write_report
+    from ..analysis.table_report import table_report
     from ..analysis.table_results import gather
     from ..analysis.table_text import FORMATS, results_csv, results_sheet
 
     results = gather(plan, force=args.force)
-    if args.format == "csv":
-        return show(args, results_csv(results))
     sheet = results_sheet(results)
-    return show(args, FORMATS[args.format](replace(sheet, notes=[*(more or []), *sheet.notes])))
+    sheet = replace(sheet, notes=[*(more or []), *sheet.notes])
+    show(args, results_csv(results) if args.format == "csv" else FORMATS[args.format](sheet))
+    if args.report is not None:
+        size = write_report(table_report(plan, sheet), args.report)
+        print(f"report: {args.report} ({size / 1e6:.1f} MB)", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

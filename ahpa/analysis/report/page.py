@@ -1,5 +1,5 @@
-"""The report: sections on runs, verdicts, curves, samples, routers, diagnostics, cost, tables and
-differences, joined to one page without any request to the network."""
+"""The report: verdicts, then sections on tables, runs, curves, samples, routers, diagnostics, cost
+and differences, joined to one page without any request to the network."""
 
 import base64
 import hashlib
@@ -124,6 +124,7 @@ def page(report: Report) -> str:
     """Return the whole page."""
     judged = judge(report.methods, report.baseline)
     sections = [
+        *([tables_section(report)] if report.tables else []),
         runs_section(report),
         evaluation_section(report),
         curves_section(report),
@@ -131,7 +132,6 @@ def page(report: Report) -> str:
         policy_section(report),
         diagnostics_section(report),
         cost_section(report),
-        *([tables_section(report)] if report.tables else []),
         differences_section(report),
         versions_section(report),
     ]
@@ -192,10 +192,11 @@ def header(report: Report, judged: Sequence[Judged]) -> Html:
     runs = "1 run" if count == 1 else f"{count} runs"
     methods = "1 method" if len(report.methods) == 1 else f"{len(report.methods)} methods"
     names = "; ".join(f"{m.name} ({seeds_text(m)}; {iterations_text(m)})" for m in report.methods)
+    text = f"{runs} of {methods}: {names}." if report.methods else "No run has been trained."
     return tag(
         "header",
         tag("h1", report.heading),
-        paragraph(f"{runs} of {methods}: {names}."),
+        paragraph(text),
         tag("h2", "Verdicts", id="verdicts"),
         tag("ul", *lines, class_="verdicts"),
     )
@@ -217,6 +218,8 @@ def iterations_text(method: Method) -> str:
 
 def no_verdict(report: Report) -> str:
     """Return why there is no verdict."""
+    if not report.methods:
+        return "No verdict: there are no runs."
     if len(report.methods) < 2:
         return "No verdict: there is one method, so nothing is compared."
     if not report.results:
