@@ -20,7 +20,7 @@ from support.runs import ROOT, environment
 from ahpa.evaluation.clip_features import from_transformers
 from ahpa.evaluation.extractors import PRESETS, build_extractor, extractor_config, resized
 from ahpa.evaluation.inception import FILE, URL, InceptionFeatures
-from ahpa.registry import EXTRACTORS, ConfigError, UserError, build, vision_files
+from ahpa.registry import EXTRACTORS, ConfigError, UserError, vision_files
 from ahpa.testing import check_extractor
 
 SMALL = dict(
@@ -363,33 +363,3 @@ def test_a_third_partys_extractor(shared):
     done = subprocess.run([*command, "--rootdir", example, example / "tests"], **options)
     last = done.stdout.strip().splitlines()[-1]
     assert done.returncode == 0 and "passed" in last and "skipped" not in last, done.stdout
-
-
-# ---- where the real weights are -----------------------------------------------------------------
-
-
-@pytest.fixture
-def real_inception():
-    """The published weights, if they are here."""
-    extractor = build(EXTRACTORS, dict(type="inception"))
-    try:
-        extractor.load()
-    except UserError as error:
-        pytest.skip(f"the Inception weights are not here: {error}")
-    return extractor
-
-
-@pytest.mark.slow
-def test_published_weights_name_pictures(real_inception, shared):
-    """With the published weights, ImageNet's pictures have confident and varied classes: the split
-    of 1,000 pictures of 1,000 classes has an Inception Score of more than 50, noise of about 1."""
-    from ahpa.evaluation.images import open_images
-    from ahpa.evaluation.inception_score import inception_score
-    from ahpa.evaluation.statistics import SplitSums
-
-    assert real_inception.weights_sha256.startswith("6726825d")
-    sums, noise = SplitSums(), SplitSums()
-    for part in open_images(shared / "data" / "imagenet256-sample.zip").batches(50):
-        sums.add(part.indices, real_inception(part.images)["logits"])
-    noise.add(torch.arange(20), real_inception(images_of(20, 64))["logits"])
-    assert inception_score(sums) > 50 > 3 > inception_score(noise)

@@ -471,10 +471,11 @@ def test_from_nothing_to_a_table(scale, tmp_path, capsys):
 
 
 def test_a_report_of_what_is_there(scale, tmp_path, capsys):
-    """Costs alone have no runs; rows that share a training are one method; missing seeds are said."""
+    """Costs alone have no runs; rows that share a training are one method; what is missing is
+    said."""
     out = tmp_path / "report.html"
-    words = ["6", "--scale", str(scale), "--report", str(out), "--work-dir", str(tmp_path / "runs")]
-    assert command.run(words) == 0
+    words = ["6", "--scale", str(scale), "--work-dir", str(tmp_path / "runs")]
+    assert command.run([*words, "--report", str(out)]) == 0
     assert "No run has been trained." in out.read_text() and "report: " in capsys.readouterr().err
     plan = plan_of(scale, tmp_path, name="D.15", seeds=2)
     names = methods_of(plan)
