@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import EXTRACTORS, ConfigError, build, nearest
-from ..registry.contracts import FeatureExtractor
+from ..registry.contracts import FeatureExtractor, Need
 from ..registry.validation import choice
 from .protocol import canonical_json
 
@@ -89,6 +89,27 @@ def output_of(extractor: FeatureExtractor, output: str | None) -> str:
     if output is None:
         return next(iter(extractor.outputs))
     return choice("output", output, tuple(extractor.outputs))
+
+
+def need_of(extractor: str | Mapping[str, Any], output: str | None, kind: str) -> Need:
+    """Return what a metric needs of an extractor.
+
+    Args:
+        extractor: See `extractor_config`.
+        output: Its output; None for its first one.
+        kind: Kind of the statistic, as `Need` names it.
+
+    Raises:
+        ConfigError: If there is no such extractor or output.
+    """
+    chosen = output_of(build_extractor(extractor, where="extractor"), output)
+    return Need(extractor_key(extractor), chosen, kind)
+
+
+def figure_name(figure: str, extractor: str | Mapping[str, Any], usual: str) -> str:
+    """Return the name of a figure: "kid" on its usual extractor, "kid:tiny-vit" on another."""
+    name = extractor_name(extractor)
+    return figure if name == usual else f"{figure}:{name}"
 
 
 def own_extractor(figure: str, extractor: str | Mapping[str, Any], preset: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..registry import METRICS, UserError
 from ..registry.contracts import Metric, Need
-from .extractors import build_extractor, extractor_key, extractor_name, output_of, own_extractor
+from .extractors import extractor_key, extractor_name, need_of, own_extractor
 from .statistics import Moments
 
 logger = logging.getLogger("ahpa")
@@ -70,8 +70,7 @@ class FrechetDistance(Metric):
     """
 
     def __init__(self, *, extractor: str | Mapping[str, Any], output: str | None = None) -> None:
-        chosen = output_of(build_extractor(extractor, where="extractor"), output)
-        self.need = Need(extractor_key(extractor), chosen, "moments")
+        self.need = need_of(extractor, output, "moments")
         self.needs = self.reference_needs = (self.need,)
         self.figure = f"fd:{extractor_name(extractor)}"
         self.figures = {self.figure: False}

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..registry import METRICS, UserError
 from ..registry.contracts import Metric, Need
 from ..registry.validation import integer, positive, positive_int
-from .extractors import build_extractor, extractor_key, extractor_name, output_of
+from .extractors import figure_name, need_of
 from .statistics import Rows
 
 BLOCK = 2048  # rows of a kernel matrix that are held at once
@@ -83,11 +83,9 @@ class KID(Metric):
         self.subsets = positive_int("subsets", subsets)
         self.subset_size = integer("subset_size", subset_size, least=2)
         self.seed = integer("seed", seed, most=2**32 - 1)
-        chosen = output_of(build_extractor(extractor, where="extractor"), output)
-        self.need = Need(extractor_key(extractor), chosen, "rows")
+        self.need = need_of(extractor, output, "rows")
         self.needs = self.reference_needs = (self.need,)
-        name = extractor_name(extractor)
-        self.figure = "kid" if name == "inception" else f"kid:{name}"
+        self.figure = figure_name("kid", extractor, "inception")
         self.figures = {self.figure: False}
 
     def compute(
@@ -137,11 +135,9 @@ class CMMD(Metric):
     ) -> None:
         self.sigma = positive("sigma", sigma)
         self.scale = positive("scale", scale)
-        chosen = output_of(build_extractor(extractor, where="extractor"), output)
-        self.need = Need(extractor_key(extractor), chosen, "rows")
+        self.need = need_of(extractor, output, "rows")
         self.needs = self.reference_needs = (self.need,)
-        name = extractor_name(extractor)
-        self.figure = "cmmd" if name == "clip-l-336" else f"cmmd:{name}"
+        self.figure = figure_name("cmmd", extractor, "clip-l-336")
         self.figures = {self.figure: False}
 
     def compute(

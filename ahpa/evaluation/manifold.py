@@ -9,7 +9,7 @@ from torch import Tensor
 from ..registry import METRICS, UserError
 from ..registry.contracts import Metric, Need
 from ..registry.validation import positive_int
-from .extractors import build_extractor, extractor_key, extractor_name, output_of
+from .extractors import figure_name, need_of
 from .statistics import Rows
 
 BLOCK = 1 << 25  # distances that are held at once
@@ -77,12 +77,10 @@ class PrecisionRecall(Metric):
         neighbours: int = 3,
     ) -> None:
         self.neighbours = positive_int("neighbours", neighbours)
-        chosen = output_of(build_extractor(extractor, where="extractor"), output)
-        self.need = Need(extractor_key(extractor), chosen, "rows")
+        self.need = need_of(extractor, output, "rows")
         self.needs = self.reference_needs = (self.need,)
-        name = extractor_name(extractor)
-        ending = "" if name == "inception" else f":{name}"
-        self.precision, self.recall = f"precision{ending}", f"recall{ending}"
+        self.precision = figure_name("precision", extractor, "inception")
+        self.recall = figure_name("recall", extractor, "inception")
         self.figures = {self.precision: True, self.recall: True}
 
     def compute(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..registry import METRICS, UserError
 from ..registry.contracts import Metric, Need
 from ..registry.validation import integer, positive_int
-from .extractors import build_extractor, extractor_key, extractor_name, output_of
+from .extractors import figure_name, need_of
 
 BLOCK = 64  # directions that are projected on at once
 FACTOR = 3  # of the paper's figure, beside the dimension
@@ -74,11 +74,9 @@ class MIND(Metric):
     ) -> None:
         self.directions = positive_int("directions", directions)
         self.seed = integer("seed", seed)
-        chosen = output_of(build_extractor(extractor, where="extractor"), output)
-        self.need = Need(extractor_key(extractor), chosen, "rows")
+        self.need = need_of(extractor, output, "rows")
         self.needs = self.reference_needs = (self.need,)
-        name = extractor_name(extractor)
-        self.figure = "mind" if name == "inception" else f"mind:{name}"
+        self.figure = figure_name("mind", extractor, "inception")
         self.figures = {self.figure: False}
 
     def compute(

@@ -6,7 +6,7 @@ from typing import Any
 from ..registry import METRICS, UserError
 from ..registry.contracts import Metric, Need
 from ..registry.validation import positive
-from .extractors import build_extractor, extractor_key, extractor_name, output_of
+from .extractors import figure_name, need_of
 
 
 class MeanScore(Metric):
@@ -22,11 +22,9 @@ class MeanScore(Metric):
     """
 
     def __init__(self, *, figure: str, extractor: str | Mapping[str, Any], usual: str) -> None:
-        output = output_of(build_extractor(extractor, where="extractor"), "score")
-        self.need = Need(extractor_key(extractor), output, "rows")
+        self.need = need_of(extractor, "score", "rows")
         self.needs = (self.need,)
-        name = extractor_name(extractor)
-        self.figure = figure if name == usual else f"{figure}:{name}"
+        self.figure = figure_name(figure, extractor, usual)
         self.figures = {self.figure: True}
 
     def scores(self, samples: Mapping[Need, Any]) -> Any:
