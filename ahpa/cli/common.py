@@ -5,10 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..registry.errors import UserError
 
 STOPPED = 130  # exit code after Ctrl-C, as of a shell
+PAGES = (".html", ".htm")  # endings of a web page
 
 
 def report_mistake(error: UserError | BrokenPipeError) -> int:
@@ -53,6 +55,32 @@ def refuse_empty(**options: str | None) -> None:
     for name, value in options.items():
         if value is not None and not value.strip():
             raise UserError(f"--{name.replace('_', '-')}: must not be empty, got {value!r}.")
+
+
+def refuse_ending(name: str, path: Path | None, endings: Sequence[str]) -> None:
+    """Refuse a file with another ending than these. Raises UserError."""
+    if path is not None and path.suffix not in endings:
+        raise UserError(f"{name}: must end in {', '.join(endings)}, got {str(path)!r}.")
+
+
+def add_methods(parser: argparse.ArgumentParser, runs: str) -> None:
+    """Add RUN... and --group NAME RUN..., by which a command takes the runs of several methods."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
+    parser.add_argument(
+        "--group", nargs="+", action="append", default=[], metavar=("NAME", "RUN"), help="a method"
+    )
+
+
+def check_methods(command: str, args: argparse.Namespace) -> None:
+    """Check the options of `add_methods`. Raises UserError for a mistake."""
+    if bool(args.runs) == bool(args.group):
+        raise UserError(f"{command}: give either RUN..., or --group NAME RUN... for each method.")
+    names = [group[0] for group in args.group]
+    for group in args.group:
+        if len(group) < 2:
+            raise UserError(f"--group: {group[0]!r} has no runs; write --group NAME RUN...")
+    if len(set(names)) < len(names):
+        raise UserError(f"--group: each name once, got {', '.join(names)}.")
 
 
 def make_parser(description: str, command: str) -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..registry.errors import UserError, nearest
 from ..registry.validation import integer, number
-from .common import make_parser, run_command
+from .common import add_methods, check_methods, make_parser, refuse_ending, run_command
 
 if TYPE_CHECKING:
     from ..evaluation.protocol import Difference
@@ -33,8 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__ or "", "compare")
     add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="results of at least two methods")
-    add("--group", nargs="+", action="append", default=[], metavar=("NAME", "RUN"), help="a method")
+    add_methods(parser, "results of at least two methods")
     add("--metric", default="fid", help="the figure, default fid")
     add("--better", choices=("higher", "lower"), help="direction of a figure that is not ours")
     add("--baseline", metavar="NAME", help="the method to compare with; default the first")
@@ -100,16 +99,8 @@ def check(args: argparse.Namespace) -> None:
     number("--effect", args.effect, least=0.001, most=0.999)
     if args.planned is not None:
         integer("--planned", args.planned, least=3)
-    if args.out is not None and args.out.suffix not in FORMATS:
-        raise UserError(f"--out: must end in {', '.join(FORMATS)}, got {str(args.out)!r}.")
-    if bool(args.runs) == bool(args.group):
-        raise UserError("compare: give either RUN..., or --group NAME RUN... for each method.")
-    names = [group[0] for group in args.group]
-    for group in args.group:
-        if len(group) < 2:
-            raise UserError(f"--group: {group[0]!r} has no runs; write --group NAME RUN...")
-    if len(set(names)) < len(names):
-        raise UserError(f"--group: each name once, got {', '.join(names)}.")
+    refuse_ending("--out", args.out, FORMATS)
+    check_methods("compare", args)
 
 
 def find_groups(args: argparse.Namespace) -> "dict[str, list[FoundResult]]":

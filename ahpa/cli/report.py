@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 from ..registry.errors import UserError, nearest
 from ..registry.validation import integer
-from .common import make_parser, refuse_empty, run_command
+from .common import (
+    PAGES,
+    add_methods,
+    check_methods,
+    make_parser,
+    refuse_empty,
+    refuse_ending,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from ..analysis.report.methods import Method
@@ -27,8 +35,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__ or "", "report")
     add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="work dirs")
-    add("--group", nargs="+", action="append", default=[], metavar=("NAME", "RUN"), help="a method")
+    add_methods(parser, "work dirs")
     add("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write")
     add("--title", metavar="TEXT", help="title; default the methods' names")
     add("--baseline", metavar="NAME", help="the method to compare with; default the first")
@@ -71,16 +78,8 @@ def check(args: argparse.Namespace) -> None:
     """Check the options before anything is read. Raises UserError for a mistake."""
     integer("--steps", args.steps, least=1)
     refuse_empty(title=args.title, baseline=args.baseline)
-    if args.out.suffix not in (".html", ".htm"):
-        raise UserError(f"--out: must end in .html, got {str(args.out)!r}.")
-    if bool(args.runs) == bool(args.group):
-        raise UserError("report: give either RUN..., or --group NAME RUN... for each method.")
-    names = [group[0] for group in args.group]
-    for group in args.group:
-        if len(group) < 2:
-            raise UserError(f"--group: {group[0]!r} has no runs; write --group NAME RUN...")
-    if len(set(names)) < len(names):
-        raise UserError(f"--group: each name once, got {', '.join(names)}.")
+    refuse_ending("--out", args.out, PAGES)
+    check_methods("report", args)
 
 
 def make_report(args: argparse.Namespace) -> "Report":

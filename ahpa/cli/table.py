@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry.errors import UserError
 from ..registry.validation import integer, positive_int
-from .common import make_parser, refuse_empty, run_command
+from .common import PAGES, make_parser, refuse_empty, refuse_ending, run_command
 
 if TYPE_CHECKING:
     from ..analysis.table_cells import Execute
@@ -138,8 +138,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.sbatch and args.launcher != "slurm":
         raise UserError("--sbatch: needs --launcher slurm.")
     if args.report is not None:
-        if args.report.suffix not in (".html", ".htm"):
-            raise UserError(f"--report: must end in .html, got {str(args.report)!r}.")
+        refuse_ending("--report", args.report, PAGES)
         if args.list or args.cell or args.dry_run or (args.run and args.launcher == "slurm"):
             raise UserError(
                 "--report: is written with a table; --list, --cell, --dry-run and --run with "
