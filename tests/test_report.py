@@ -286,6 +286,17 @@ def test_one_run_a_method_is_inconclusive(tmp_path):
     assert "Next: " in text and "FID" in text
 
 
+def test_of_many_verdicts_those_that_decide_nothing_are_closed(tmp_path):
+    runs = make_runs(tmp_path)
+    for number in range(6):
+        runs.append(make_run(tmp_path / f"other{number}", 0, fid=12 + number, lr=1 + number))
+    page = report_of(tmp_path, *runs)
+    text = Page(page).text
+    assert "6 of 7 comparisons decide nothing" in text and "12 runs of 8 methods. Verdicts" in text
+    opened, closed = page.index("aligned is better"), page.index("6 of 7 comparisons")
+    assert opened < closed < page.index("other0 against base")
+
+
 def test_unlike_protocols_are_not_compared(tmp_path):
     first, second = make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 0, lr=0.1)
     save_result(first, 0, 10.0, 40)

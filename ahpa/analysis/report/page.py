@@ -41,6 +41,8 @@ from .pictures import chosen_steps, embed, embed_analysis, with_grids
 from .runs import Analysis, GivenTable, LoggedRun, shown
 
 MOST_LINES = 8  # a group of more levels is drawn as a map
+FEW_METHODS = 4  # that are listed in a sentence
+FEW_VERDICTS = 6  # of more, those that decided nothing are closed at first
 FEW_ROWS = 25  # a longer table of differences is closed at first
 SHORT_COMMIT = 12  # characters
 MOST_ROWS = 60  # of an analysis; the CSV has all
@@ -185,21 +187,39 @@ def hiding_rule(number: int) -> str:
 
 def header(report: Report, judged: Sequence[Judged]) -> Html:
     """Return the title, what is compared, and the verdicts."""
-    lines = [item for figure in judged for item in verdict_items(report, figure)]
-    if not lines:
-        lines = [tag("li", paragraph(no_verdict(report)), class_="inconclusive")]
     count = len(report.runs)
     runs = "1 run" if count == 1 else f"{count} runs"
     methods = "1 method" if len(report.methods) == 1 else f"{len(report.methods)} methods"
-    names = "; ".join(f"{m.name} ({seeds_text(m)}; {iterations_text(m)})" for m in report.methods)
-    text = f"{runs} of {methods}: {names}." if report.methods else "No run has been trained."
+    text = f"{runs} of {methods}" if report.methods else "No run has been trained"
+    if 0 < len(report.methods) <= FEW_METHODS:
+        each = (f"{m.name} ({seeds_text(m)}; {iterations_text(m)})" for m in report.methods)
+        text += f": {'; '.join(each)}"
     return tag(
         "header",
         tag("h1", report.heading),
-        paragraph(text),
+        paragraph(f"{text}."),
         tag("h2", "Verdicts", id="verdicts"),
-        tag("ul", *lines, class_="verdicts"),
+        *verdicts(report, judged),
     )
+
+
+def verdicts(report: Report, judged: Sequence[Judged]) -> list[Html]:
+    """Return all verdicts; of many, those that decided nothing are closed at first."""
+    every = [item for figure in judged for item in verdict_items(report, figure)]
+    if not every:
+        line = tag("li", paragraph(no_verdict(report)), class_="inconclusive")
+        return [tag("ul", line, class_="verdicts")]
+    decided = [item for item in every if item.decided]
+    rest = [item for item in every if not item.decided]
+    if len(every) <= FEW_VERDICTS:
+        return [tag("ul", *(item.content for item in every), class_="verdicts")]
+    parts = []
+    if decided:
+        parts.append(tag("ul", *(item.content for item in decided), class_="verdicts"))
+    if rest:
+        whole = tag("ul", *(item.content for item in rest), class_="verdicts")
+        parts.append(details(f"{len(rest)} of {len(every)} comparisons decide nothing", whole))
+    return parts
 
 
 def seeds_text(method: Method) -> str:
@@ -227,8 +247,20 @@ def no_verdict(report: Report) -> str:
     return "No verdict: no figure was measured for two methods under the same protocol."
 
 
-def verdict_items(report: Report, judged: Judged) -> list[Html]:
-    """Return the verdicts on one figure, one item each."""
+class VerdictItem(NamedTuple):
+    """A verdict on the page.
+
+    Attributes:
+        decided: Whether it says which method is better.
+        content: Its item of a list.
+    """
+
+    decided: bool
+    content: Html
+
+
+def verdict_items(report: Report, judged: Judged) -> list[VerdictItem]:
+    """Return the verdicts on one figure."""
     at = "" if judged.iteration is None else f" at iteration {judged.iteration:,}"
     what = f"{judged.metric} ({better_text(judged.metric)}){at}"
     several = len({item.result.protocol_hash for item in report.results}) > 1
@@ -237,7 +269,7 @@ def verdict_items(report: Report, judged: Judged) -> list[Html]:
         text = paragraph(
             badge("no verdict"), tag("strong", f"{what}: "), f"{judged.problem.rstrip('.')}."
         )
-        return [tag("li", text, class_="inconclusive")]
+        return [VerdictItem(False, tag("li", text, class_="inconclusive"))]
     items = []
     for verdict in judged.comparison.verdicts:
         first, *more = verdict_lines(judged.comparison, verdict)
@@ -247,7 +279,7 @@ def verdict_items(report: Report, judged: Judged) -> list[Html]:
         if more:
             why = (paragraph(sentence(line)) for line in more)
             content.append(details("Why, and what would decide it", *why))
-        items.append(tag("li", *content, class_=label))
+        items.append(VerdictItem(decided, tag("li", *content, class_=label)))
     return items
 
 
@@ -477,9 +509,10 @@ def samples_section(report: Report) -> Section:
         return Section("samples", title, paragraph(text))
     steps = chosen_steps([run.grids for _, _, run in found], report.steps)
     names = "; ".join(f"{method.name}: {run.name}" for _, method, run in found)
+    which = names if len(found) <= FEW_METHODS else "the first seed that has grids"
     lines = [
         "One run of each method, with averaged weights, from the same noise at every step "
-        f"({names}). One row of a grid for each class or prompt."
+        f"({which}). One row of a grid for each class or prompt."
     ]
     alone = [method.name for method in report.methods if with_grids(method.runs) is None]
     if alone:
