@@ -601,8 +601,8 @@ LOSSES = (
     Mutant(
         "early-stop-one-step-late",
         SCHEDULES,
-        "active = progress.share < self.until",
-        "active = progress.share <= self.until",
+        "            return progress.share >= self.until\n",
+        "            return progress.share > self.until\n",
         tests("schedules"),
     ),
     Mutant(

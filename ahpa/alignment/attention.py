@@ -111,6 +111,10 @@ class AttentionAlignment(Alignment):
             self.weight.observe(losses, progress)
         return losses
 
+    def ended(self, progress: Progress) -> bool:
+        """Whether the weight is 0 from this step on; a discriminator goes on."""
+        return self.weight.ended(progress) and self.criteria.all_weighted
+
     def summary(self) -> str:
         """Describe the alignment in one line."""
         blocks = ", ".join(str(block) for block in self.blocks)

@@ -85,6 +85,11 @@ class Criteria(nn.ModuleDict):
             self.shares[name] = share
             self.unweighted[name] = cast(PairLoss, self[name]).unweighted
 
+    @property
+    def all_weighted(self) -> bool:
+        """Whether the alignment's weight scales every value."""
+        return not any(self.unweighted.values())
+
     def pair_losses(self) -> Iterable[tuple[str, PairLoss]]:
         """Iterate over (name, pair loss)."""
         return cast(Iterable[tuple[str, PairLoss]], self.items())

@@ -84,6 +84,10 @@ class Regularisation(Alignment):
             self.weight.observe(losses, progress)
         return losses
 
+    def ended(self, progress: Progress) -> bool:
+        """Whether the weight is 0 from this step on."""
+        return self.weight.ended(progress)
+
     def summary(self) -> str:
         """Describe the alignment in one line."""
         return f"block {self.tap} <- {type(self.regulariser).__name__}, without a prior"

@@ -275,6 +275,12 @@ class RoutedAlignment(Alignment):
             found |= membership_figures(self.router.membership())
         return {f"{self.name}/{figure}": value for figure, value in found.items()}
 
+    def ended(self, progress: Progress) -> bool:
+        """Whether the weight is 0 from this step on and scales every term: neither a discriminator
+        nor the term against collapse is left. A subclass with a term of its own overrides it."""
+        weighted = self.criteria.all_weighted and not (self.learns and self.entropy_weight)
+        return weighted and self.weight.ended(progress)
+
     def summary(self) -> str:
         """Describe the alignment in one line."""
         groups = [f"{group}: {', '.join(names)}" for group, names in self.router.groups.items()]

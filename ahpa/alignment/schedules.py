@@ -81,6 +81,10 @@ class Ramp(Schedule):
         change = self.shape(min(max(part, 0.0), 1.0))
         return self.start + (self.end - self.start) * change
 
+    def ended(self, progress: Progress) -> bool:
+        """Whether the ramp is over and has led to 0."""
+        return self.end == 0 and progress.share >= self.until
+
 
 @SCHEDULES.register_module()
 class LinearSchedule(Ramp):
@@ -121,6 +125,11 @@ class StepSchedule(Schedule):
         reached = [value for at, value in self.values if at <= progress.share]
         return reached[-1]
 
+    def ended(self, progress: Progress) -> bool:
+        """Whether only zeros are left."""
+        left = [value for at, value in self.values if at > progress.share]
+        return not any([self(progress), *left])
+
 
 @SCHEDULES.register_module()
 class EarlyStop(Schedule):
@@ -146,11 +155,13 @@ class EarlyStop(Schedule):
 
     def forward(self, progress: Progress) -> float:
         """Return the weight of this step."""
+        return 0.0 if self.ended(progress) else self.value
+
+    def ended(self, progress: Progress) -> bool:
+        """Whether that point is reached."""
         if self.until is not None:
-            active = progress.share < self.until
-        else:
-            active = progress.iteration < (self.until_step or 0)
-        return self.value if active else 0.0
+            return progress.share >= self.until
+        return progress.iteration >= (self.until_step or 0)
 
 
 @SCHEDULES.register_module()

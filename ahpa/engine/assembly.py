@@ -3,7 +3,7 @@
 tokenizer -> backbone -> Geometry -> flow, conditioner, flow loss -> priors -> alignments -> EMA
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..registry import (
@@ -33,7 +33,7 @@ from ..registry.contracts import (
 from ..registry.validation import positive_int
 from .denoiser import AlignedDenoiser
 from .ema import ExponentialMovingAverage
-from .parts import Parts, StreamSource
+from .parts import Parts, StreamSource, wanted_levels
 
 DEFAULTS: dict[str, Any] = {
     "resolution": 256,
@@ -327,34 +327,3 @@ def check_taps(
                     f"{where}: {type(backbone).__name__} has no taps of the kind {tap.kind!r}"
                     f"{nearest(tap.kind, backbone.tap_kinds)}"
                 )
-
-
-def wanted_levels(
-    priors: Mapping[str, Prior],
-    streams: Mapping[str, StreamSource],
-    alignments: Iterable[Alignment],
-) -> dict[str, tuple[str, ...]]:
-    """List the levels of each prior that alignments or streams read, in the prior's order.
-
-    Raises:
-        ConfigError: If an alignment reads a prior or a level that does not exist.
-    """
-    read: dict[str, set[str]] = {name: set() for name in priors}
-    for stream in streams.values():
-        read[stream.prior].add(stream.level)
-    for alignment in alignments:
-        for name, levels in alignment.reads.items():
-            where = f"model.alignments.{alignment.name}"
-            if name not in priors:
-                raise ConfigError(f"{where}: no prior is called {name!r}{nearest(name, priors)}")
-            for level in levels:
-                if level not in priors[name].levels:
-                    suggestions = nearest(level, priors[name].levels)
-                    raise ConfigError(
-                        f"{where}: prior {name!r} has no level {level!r}{suggestions}"
-                    )
-            read[name] |= set(levels)
-    return {
-        name: tuple(level for level in prior.levels if level in read[name])
-        for name, prior in priors.items()
-    }

@@ -3,7 +3,8 @@
 `forward` reads like Figure 3 of AHPA. Every part comes from a registry; no method is special.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,11 +19,12 @@ from ..registry.contracts import (
     Losses,
     Noised,
     Progress,
+    Tap,
     TargetView,
     TokenPlan,
     TokenRouting,
 )
-from .parts import Parts
+from .parts import Parts, wanted_levels
 
 
 class AlignedDenoiser(nn.Module):
@@ -37,6 +39,9 @@ class AlignedDenoiser(nn.Module):
         parts: The frozen parts. They are referred to and not registered, so they are in neither
             `parameters()` nor `state_dict()`.
         token_routing: Chooses the tokens that skip a stretch of blocks in training; None for none.
+
+    Attributes:
+        ended: Names of the alignments that add nothing any more.
     """
 
     def __init__(
@@ -58,9 +63,8 @@ class AlignedDenoiser(nn.Module):
         self.alignments = nn.ModuleDict(dict(alignments))
         self.token_routing = token_routing
         self.parts = parts
-        read = [alignment.taps for alignment in alignments.values()]
-        read += [prior.taps for prior in parts.priors.values()]
-        self.taps = frozenset().union(*read)
+        self.taps = self.needed_taps(alignments.values())
+        self.ended: set[str] = set()
 
     def forward(self, clean: Clean, rng: torch.Generator | None, progress: Progress) -> Losses:
         """Compute all losses of a batch.
@@ -81,9 +85,38 @@ class AlignedDenoiser(nn.Module):
         view = TargetView(clean, noised, cond, out, rng, progress, plan, self.parts.ema.backbone)
         losses = self.flow_loss(view)
         features = self.parts.features(view)
-        for alignment in self.alignments.values():
-            losses += alignment(view, features, progress)
+        for _name, alignment in self.named_alignments():
+            if alignment.ended(progress):
+                losses = losses.reaching(alignment.parameters())
+            else:
+                losses += alignment(view, features, progress)
         return losses
+
+    def named_alignments(self) -> Iterable[tuple[str, Alignment]]:
+        """Iterate over (name, alignment)."""
+        return cast(Iterable[tuple[str, Alignment]], self.alignments.items())
+
+    def drop_ended(self, progress: Progress) -> list[str]:
+        """Stop computing levels and taps that only alignments read whose weight is 0 from here on.
+
+        Returns:
+            The names of the alignments that have ended since the last call.
+        """
+        ended = {name for name, own in self.named_alignments() if own.ended(progress)}
+        new = sorted(ended - self.ended)
+        if new:
+            self.ended = ended
+            active = [own for name, own in self.named_alignments() if name not in ended]
+            self.parts.wanted = wanted_levels(self.parts.priors, self.parts.streams, active)
+            self.taps = self.needed_taps(active)
+        return new
+
+    def needed_taps(self, alignments: Iterable[Alignment]) -> frozenset[Tap]:
+        """Return the taps that alignments, and priors of which anything is wanted, read."""
+        wanted = self.parts.wanted
+        read = [alignment.taps for alignment in alignments]
+        read += [prior.taps for name, prior in self.parts.priors.items() if wanted[name]]
+        return frozenset[Tap]().union(*read)
 
     def plan(self, noised: Noised, rng: torch.Generator | None) -> TokenPlan:
         """Draw which tokens are in which blocks, and take their groups from the flow."""

@@ -4,15 +4,16 @@ They live outside the trained model, so that its state dict is exactly what is t
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..registry import ConfigError
+from ..registry import ConfigError, nearest
 from ..registry.contracts import (
+    Alignment,
     Clean,
     Conditioner,
     Encoded,
@@ -209,6 +210,37 @@ class Parts:
                 self._verified.add(place)
             found[name] = repeat_views(features, view.noised)
         return found
+
+
+def wanted_levels(
+    priors: Mapping[str, Prior],
+    streams: Mapping[str, StreamSource],
+    alignments: Iterable[Alignment],
+) -> dict[str, tuple[str, ...]]:
+    """List the levels of each prior that alignments or streams read, in the prior's order.
+
+    Raises:
+        ConfigError: If an alignment reads a prior or a level that does not exist.
+    """
+    read: dict[str, set[str]] = {name: set() for name in priors}
+    for stream in streams.values():
+        read[stream.prior].add(stream.level)
+    for alignment in alignments:
+        for name, levels in alignment.reads.items():
+            where = f"model.alignments.{alignment.name}"
+            if name not in priors:
+                raise ConfigError(f"{where}: no prior is called {name!r}{nearest(name, priors)}")
+            for level in levels:
+                if level not in priors[name].levels:
+                    suggestions = nearest(level, priors[name].levels)
+                    raise ConfigError(
+                        f"{where}: prior {name!r} has no level {level!r}{suggestions}"
+                    )
+            read[name] |= set(levels)
+    return {
+        name: tuple(level for level in prior.levels if level in read[name])
+        for name, prior in priors.items()
+    }
 
 
 def to_device(value: Any, device: torch.device) -> Any:

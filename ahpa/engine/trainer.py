@@ -5,6 +5,7 @@ and the data order is a function of the seed and the number of samples consumed;
 killed continues exactly.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +23,8 @@ from .denoiser import AlignedDenoiser
 from .metrics import Metrics
 from .optimiser import Optimiser
 from .watch import StepWatch
+
+logger = logging.getLogger("ahpa")
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Trainer:
             run.before_step(iteration)
             diagnose = options.log_due(iteration + 1)
             progress = Progress(iteration, options.max_iters, diagnose)
+            self.drop_ended(progress)
             for micro, batch in enumerate(self.batches):
                 rng = self.rng(iteration, micro)
                 with optimiser.forward_context(self.net, last=micro + 1 == optimiser.accumulate):
@@ -170,6 +174,15 @@ class Trainer:
         run.after_train()
         if self.data_error:
             raise self.data_error
+
+    def drop_ended(self, progress: Progress) -> None:
+        """Leave out alignments whose weight is 0 from here on, and say so."""
+        for name in self.model.drop_ended(progress):
+            logger.info(
+                "model.alignments.%s: the weight is 0 from step %d on; it is no longer computed",
+                name,
+                progress.iteration,
+            )
 
     def read_batches(self, batches: Iterator[Any]) -> None:
         """Read the micro-batches of a step before it begins, so that an error leaves no half step.

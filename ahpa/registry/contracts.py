@@ -592,6 +592,10 @@ class Schedule(nn.Module, ABC):
     def observe(self, losses: Losses, progress: Progress) -> None:
         """Look at the losses of a training step after they were computed. Nothing by default."""
 
+    def ended(self, progress: Progress) -> bool:
+        """Whether the weight is 0 in this step and in all later ones. False by default."""
+        return False
+
 
 class Alignment(nn.Module, ABC):
     """A loss of tapped blocks. Built as `Alignment(name=..., geometry=..., flow=..., priors=...,
@@ -629,6 +633,11 @@ class Alignment(nn.Module, ABC):
             features: {prior: {level: tensor}}, detached and repeated for the views.
             progress: Where the run stands.
         """
+
+    def ended(self, progress: Progress) -> bool:
+        """Whether all its terms have the weight 0 in this step and in all later ones: it is then
+        left out, and priors that nothing else reads are no longer computed. False by default."""
+        return False
 
     @abstractmethod
     def summary(self) -> str:

@@ -6,7 +6,7 @@ transformer block, counted from 1; images are uint8 [B, 3, H, W] in a batch and 
 everywhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -382,6 +382,13 @@ class Losses:
 
     def __add__(self, other: "Losses") -> "Losses":
         return Losses(self.terms + other.terms, {**self.diagnostics, **other.diagnostics})
+
+    def reaching(self, parameters: Iterable[Tensor]) -> "Losses":
+        """Return the same losses, from which zeros flow back to these parameters, so that all
+        processes of a job see a gradient of every parameter in every step."""
+        zero = sum(0 * parameter.sum() for parameter in parameters)
+        first, *others = self.terms
+        return Losses((first._replace(value=first.value + zero), *others), self.diagnostics)
 
     def scalars(self) -> dict[str, Tensor]:
         """Everything that is logged, detached: "loss" (the total), "loss/<term>" (weighted),

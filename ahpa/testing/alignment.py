@@ -80,8 +80,8 @@ def check_schedule(
     """Check that a schedule keeps its contract.
 
     Its weights are finite, not negative and without gradient, at every step of a run; asking twice
-    gives the same weight; it trains nothing; and a copy that is restored from a state dict in the
-    middle of the run goes on with exactly the same weights.
+    gives the same weight; it trains nothing; a copy that is restored from a state dict in the
+    middle of the run goes on with exactly the same weights; once it has ended, its weight stays 0.
 
     Args:
         schedule: A config with a registered type, or a schedule.
@@ -113,10 +113,13 @@ def _weights(
     max_iters: int,
 ) -> Iterator[float]:
     """Run a schedule over some steps with values that fall and level out."""
+    ended = False
     for iteration in range(start, end):
         progress = Progress(iteration, max_iters)
         weight = schedule(progress)
         again = schedule(progress)
+        ended = ended or schedule.ended(progress)
+        assert not ended or float(weight) == 0, f"it has ended, but its weight is {float(weight)}"
         if isinstance(weight, Tensor):
             assert weight.ndim == 0, f"the weight has shape {tuple(weight.shape)}, expected 0-d"
             assert not weight.requires_grad, "the weight carries a gradient"
@@ -222,7 +225,8 @@ def check_alignment(
     It declares taps and levels that exist; its terms are unique, belong to it, and are finite 0-d
     float32 values with weights that carry no gradient; diagnostics come when asked for only, and
     without gradient; gradients reach the taps and every trainable parameter; half precision stays
-    finite; `summary` is one line and `probes` run on the meta device.
+    finite; once it has ended, all terms have the weight 0; `summary` is one line and `probes` run
+    on the meta device.
 
     Args:
         alignment: A config with a registered type, or an alignment called "main" that is built for
@@ -276,6 +280,7 @@ def check_alignment(
         return losses.scalars()
 
     assert_half_precision(type(alignment).__name__, values)
+    _check_end(alignment, view, features)
     _check_reports(alignment)
 
 
@@ -313,6 +318,15 @@ def _check_losses(alignment: Alignment, losses: Losses) -> None:
         assert name not in names, f"a diagnostic and a term have the same name {name!r}"
         assert value.ndim == 0, f"the diagnostic {name!r} is not 0-d"
         assert not value.requires_grad, f"the diagnostic {name!r} carries a gradient"
+
+
+def _check_end(
+    alignment: Alignment, view: TargetView, features: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    last = Progress(9, 10)
+    if alignment.ended(last):
+        for term in alignment(view, features, last).terms:
+            assert float(term.weight) == 0, f"it has ended, but {term.name!r} has a weight"
 
 
 def _check_reports(alignment: Alignment) -> None:
