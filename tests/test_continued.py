@@ -148,7 +148,9 @@ def test_the_next_step_is_the_official_one(tmp_path, layout):
     done = import_run(
         tmp_path / "run.pt", tmp_path / "work", layout=layout, cfg=cfg, num_heads=HEADS
     )
-    assert done["iteration"] == STEPS and done["notes"] == []
+    assert done["iteration"] == STEPS
+    scaled = [note for note in done["notes"] if "latents were scaled by" in note]
+    assert done["notes"] == scaled and len(scaled) == (layout == "irepa")  # this config has none
     saved = checkpoint.load(tmp_path / "work")
     assert saved["data"] == {"iteration": STEPS, "consumed": STEPS * 4}
 
@@ -284,3 +286,22 @@ def test_a_damaged_optimiser_is_refused_and_a_missing_one_is_told(tmp_path):
     assert "without the optimiser's moments" in done["notes"][0]
     assert "encoder_depth was 1 there; the config has 2" in done["notes"]
     assert checkpoint.load(tmp_path / "w")["optimizer"]["optimizer"]["state"] == {}
+
+
+@pytest.mark.parametrize("option", ["--vae", None])
+def test_a_continued_run_keeps_its_normalisation_and_tells_another(tmp_path, option):
+    """--vae changes the autoencoder, not how the latents were scaled."""
+    official_run(tmp_path / "run.pt", "irepa")
+    config, work = tmp_path / "config.json", tmp_path / "work"
+    cfg = config_of("irepa")
+    if option:
+        cfg["model"]["tokenizer"] = {**cfg["model"]["tokenizer"], "statistics": "sd-imagenet"}
+    config.write_text(json.dumps(cfg))
+    options = ("--format", "irepa", "--config", config, "--num-heads", HEADS)
+    more = ("--vae", "bundled") if option else ()
+    done = call("import-weights", *options, *more, tmp_path / "run.pt", work)
+    assert done.returncode == 0, done.stderr
+    tokenizer = checkpoint.load(work)["meta"]["config"]["model"]["tokenizer"]
+    assert tokenizer.get("statistics") == ("sd-imagenet" if option else None)
+    told = "latents were scaled by statistics='sd-imagenet' there; the config has the autoencoder's"
+    assert (told in done.stdout) == (option is None)

@@ -477,3 +477,121 @@ def test_the_command(tmp_path):
     assert done.returncode == 0 and Path(tmp_path / "a.png").exists(), done.stderr
     wrong = call("import-weights", "--format", "siit", *files, *options)
     assert wrong.returncode == 2 and "did you mean 'sit'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "held, layout, args, hint",
+    [
+        ("sit", "dit", dict(model="SiT-XL/2", prediction="velocity"), "'SiT-XL/2'.*format sit"),
+        ("dit", "sit", dict(model="DiT-XL/2"), "is a 'DiT-XL/2'. Try --format dit, sra-dit"),
+        ("sra-dit", "sra", dict(model="DiT-B/2"), "is a 'DiT-B/2'. Try --format sra-dit"),
+        ("small sit", "repa", dict(prediction="velocity"), "by SiT's program.*Try --format sit"),
+        ("small sit", "dit", dict(model="SiT-B/2"), "Try --format sit, repa, irepa, sra"),
+    ],
+)
+def test_the_arguments_tell_what_shapes_do_not(tmp_path, held, layout, args, hint):
+    """A DiT has the shapes of a SiT, and a SiT without a variance those of a REPA without heads."""
+    state = made("sit", channels=C) if held == "small sit" else made(held)
+    source = write(tmp_path / "in.pt", state, args=argparse.Namespace(**args))
+    with pytest.raises(UserError, match=hint):
+        interop.import_weights(source, tmp_path / "out.pth", **options_of(layout))
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "held, layout, hint",
+    [
+        ("reg", "repa", r"has unknown cls_projectors2.*Try --format reg\."),
+        ("repa", "reg", r"no 'cls_projectors2.weight'.*Formats: repa, irepa\."),
+        ("repa-t2i", "repa", r"another format\? Formats: repa-t2i\."),
+        ("sra", "repa-t2i", r"another format\? Formats: sra, sra-dit\."),
+    ],
+)
+def test_a_hint_names_only_the_formats_that_fit(tmp_path, held, layout, hint):
+    source = write(tmp_path / "in.pt", made(held))
+    with pytest.raises(UserError, match=hint):
+        interop.import_weights(source, tmp_path / "out.pth", **options_of(layout))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_prefixes_of_parallel_and_compiled_models_come_off(tmp_path, prefix):
+    wanted = made("repa")
+    torch.save({f"{prefix}{key}": x for key, x in wanted.items()}, tmp_path / "in.pt")
+    interop.import_weights(tmp_path / "in.pt", tmp_path / "ours.pth", **options_of("repa"))
+    interop.export_weights(tmp_path / "ours.pth", tmp_path / "back.pt", layout="repa")
+    assert same(torch.load(tmp_path / "back.pt", weights_only=True)["ema"], wanted)
+
+
+NORMALISATIONS = {
+    (): {"statistics": "sd-imagenet"},
+    ("statistics=None",): {},
+    ("mean=[0.0,1.0,2.0,3.0]", "std=[1.0,1.0,2.0,2.0]"): {
+        "mean": [0.0, 1.0, 2.0, 3.0],
+        "std": [1.0, 1.0, 2.0, 2.0],
+    },
+}
+
+
+@pytest.mark.parametrize("given", NORMALISATIONS)
+def test_an_import_says_how_the_latents_were_scaled(tmp_path, given):
+    """iREPA's files do not hold their statistics: the layout's can be replaced."""
+    source, ours = write(tmp_path / "in.pt", made("irepa")), tmp_path / "ours.pth"
+    options = ("--format", "irepa", "--num-heads", HEADS)
+    if given:
+        options += ("--cfg-options", *(f"model.tokenizer.{option}" for option in given))
+    done = call("import-weights", source, ours, *options)
+    assert done.returncode == 0, done.stderr
+    wanted = NORMALISATIONS[given]
+    shown = ", ".join(f"{key}={value!r}" for key, value in wanted.items()) or "the autoencoder's"
+    assert f"autoencoder: stabilityai/sd-vae-ft-mse, scaling by {shown}" in done.stdout
+    tokenizer = checkpoint.load(ours)["meta"]["config"]["model"]["tokenizer"]
+    source = "stabilityai/sd-vae-ft-mse"
+    assert tokenizer == {"type": "KLAutoencoder", "source": source, **wanted}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["model.tokenizer.statistics=imagenet"], "did you mean 'sd-imagenet'"),
+        (["model.tokenizer.mean=3"], "model.tokenizer.mean: must be a list"),
+        (["model.tokenizer.mean=[1.0]", "model.tokenizer.scale=2.0"], "not several"),
+        (["model.tokenizer.source=x"], "Valid: mean, scale, shift, statistics, std"),
+        (["model.backbone.depth=3"], r"takes model\.tokenizer\.\* only"),
+    ],
+)
+def test_other_options_of_an_import_are_refused(tmp_path, given, message):
+    source, ours = write(tmp_path / "in.pt", made("irepa")), tmp_path / "ours.pth"
+    options = ("--format", "irepa", "--num-heads", HEADS)
+    done = call("import-weights", *options, source, ours, "--cfg-options", *given)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert not ours.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--format", "repa", "--export", "--num-heads", "4"),
+        ("--format", "repa", "--export", "--vae", "bundled"),
+        ("--format", "repa", "--export", "--cfg-options", "model.tokenizer.scale=1.0"),
+        ("--format", "diffusers", "--num-heads", "4"),
+        ("--format", "diffusers", "--weights", "model"),
+    ],
+    ids=" ".join,
+)
+def test_options_without_an_effect_are_refused(tmp_path, options):
+    done = call("import-weights", tmp_path / "in", tmp_path / "out", *options)
+    assert done.returncode == 2 and "has no effect on an" in done.stderr
+
+
+def test_a_checkpoint_of_ours_is_told_as_such(tmp_path):
+    source = own_run(tmp_path / "own.pth")
+    with pytest.raises(UserError, match="a checkpoint of ours already.*--export"):
+        interop.import_weights(source, tmp_path / "out.pth", **options_of("repa"))
+
+
+def test_no_attention_heads_are_refused(tmp_path):
+    source = write(tmp_path / "in.pt", made("repa"))
+    with pytest.raises(UserError, match="--num-heads: must be a positive integer, got 0"):
+        interop.import_weights(source, tmp_path / "out.pth", layout="repa", num_heads=0)

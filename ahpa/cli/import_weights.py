@@ -9,6 +9,7 @@ DiT) that DiffusionPipeline.from_pretrained loads.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..registry.errors import UserError
 from ..registry.locations import command_line, find_config
@@ -40,7 +41,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--vae", metavar="ID_OR_PATH", help="autoencoder for samples; default the layout's own")
     add("--num-heads", type=int, metavar="N", help="attention heads, for unpublished widths")
     add("--config", metavar="CONFIG", help="continue the run with this config; OUT is a work dir")
-    add("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes --config; without it, model.tokenizer.* says how the latents were scaled",
+    )
     return parser.parse_args(arguments)
 
 
@@ -54,12 +62,32 @@ def run(arguments: Sequence[str] | None) -> int:
     args = parse(arguments)
     if args.config:
         return continue_run(args)
+    refuse_unused(args)
     return export_weights(args) if args.export else import_weights(args)
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Refuse options without an effect. Raises UserError."""
+    folder = args.format == "diffusers"
+    unused: list[tuple[str, Any]] = []
+    if folder or args.export:
+        unused += [("--num-heads", args.num_heads), ("--cfg-options", args.cfg_options)]
+    if folder and not args.export:
+        unused += [("--weights", args.weights)]
+    if args.export and not folder:
+        unused += [("--vae", args.vae)]
+    for option, given in unused:
+        if given is not None and given != []:
+            what = "an export" if args.export else "an import"
+            raise UserError(
+                f"{option}: has no effect on {what} with --format {args.format}; leave it out."
+            )
 
 
 def continue_run(args: argparse.Namespace) -> int:
     """Make an official run's checkpoint the newest one of a work dir."""
     from ..engine import config as configs
+    from ..engine.weights import with_autoencoder
     from ..interop.continued import import_run
 
     for option, given in (("--export", args.export), ("--weights", args.weights)):
@@ -70,7 +98,7 @@ def continue_run(args: argparse.Namespace) -> int:
     path = find_config(args.config)
     cfg = configs.load(path, args.cfg_options)
     if args.vae is not None:
-        cfg["model"]["tokenizer"] = {"type": "KLAutoencoder", "source": args.vae}
+        cfg["model"]["tokenizer"] = with_autoencoder(cfg["model"].get("tokenizer") or {}, args.vae)
     configs.check_config(cfg)
     done = import_run(
         args.source, args.target, layout=args.format, cfg=cfg, num_heads=args.num_heads
@@ -115,12 +143,34 @@ def import_weights(args: argparse.Namespace) -> int:
             layout=args.format,
             weights=args.weights or "ema",
             vae=args.vae,
+            normalisation=normalisation(args.cfg_options),
             num_heads=args.num_heads,
         )
     print(f"backbone: {done['backbone']}  resolution: {done['resolution']}")
+    tokenizer = done["tokenizer"]
+    print(f"autoencoder: {tokenizer['source']}, scaling by {published.scaling(tokenizer)}")
     if done["kept"]:
         print(f"kept for an export: {', '.join(done['kept'])}")
     if done["left_out"]:
         print(f"left out: {', '.join(done['left_out'])}")
     print(f"sample from it: {command_line('sample')} {args.target} --num 8 --out samples.png")
     return 0
+
+
+def normalisation(options: Sequence[str]) -> dict[str, Any]:
+    """Return the options of the autoencoder that "model.tokenizer.KEY=VALUE" set.
+
+    Raises:
+        UserError: If one sets something else.
+    """
+    from ..engine.config import set_option
+
+    cfg: dict[str, Any] = {"model": {"tokenizer": {}}}
+    for option in options:
+        if not option.startswith("model.tokenizer."):
+            raise UserError(
+                f"--cfg-options: an import without --config takes model.tokenizer.* only, which "
+                f"says how the latents were scaled; got {option!r}."
+            )
+        set_option(cfg, option)
+    return dict(cfg["model"]["tokenizer"])

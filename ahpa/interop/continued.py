@@ -18,7 +18,7 @@ from ..engine.optimiser import Optimiser, build_optimizer
 from ..engine.plain import to_plain
 from ..registry import UserError
 from .layouts import Layout, State, find_heads, layout_of
-from .published import Contents, drop_variance, read_published_file, take_apart
+from .published import Contents, drop_variance, read_published_file, scaling, take_apart
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAM = ("Adam", "AdamW")
@@ -116,7 +116,7 @@ def import_run(
         },
         path,
     )
-    notes += notes_on(contents, cfg, steps)
+    notes += notes_on(contents, cfg, steps, form)
     return Continued(checkpoint=path, iteration=steps, notes=notes)
 
 
@@ -273,7 +273,7 @@ def load_moments(
     optimizer.load_state_dict(state)
 
 
-def notes_on(contents: Contents, cfg: Mapping[str, Any], steps: int) -> list[str]:
+def notes_on(contents: Contents, cfg: Mapping[str, Any], steps: int, form: Layout) -> list[str]:
     """List what a person should compare before the run is continued."""
     notes = []
     if contents.states["model"] is contents.states["ema"]:
@@ -281,6 +281,9 @@ def notes_on(contents: Contents, cfg: Mapping[str, Any], steps: int) -> list[str
     longest = cfg["train_cfg"]["max_iters"]
     if steps >= longest:
         notes.append(f"{steps} steps are done and the config has {longest}: give --max-iters")
+    scaled, official = scaling(cfg["model"]["tokenizer"]), scaling(form.tokenizer)
+    if scaled != official:
+        notes.append(f"latents were scaled by {official} there; the config has {scaled}")
     wrapper, loader = cfg["optim_wrapper"], cfg["train_dataloader"]
     taps = [alignment.get("tap") for alignment in (cfg["model"].get("alignments") or {}).values()]
     for option, own in (

@@ -78,8 +78,27 @@ FORMATS = {
 def layout_of(name: str) -> Layout:
     """Return a layout by name. Raises UserError that names the nearest ones."""
     if name not in FORMATS:
-        raise UserError(f"--format: {name!r} is unknown{nearest(name, [*FORMATS, 'diffusers'])}")
+        close = nearest(name.lower(), [*FORMATS, "diffusers"])
+        raise UserError(f"--format: {name!r} is unknown{close}")
     return FORMATS[name]
+
+
+def formats_of(keys: Iterable[str]) -> list[str]:
+    """Return the layouts that may have these keys: their kind of blocks, their kinds of head."""
+    keys = set(keys)
+    kinds = {"SiT", "DiT"}
+    if any(key.startswith("joint_blocks.") for key in keys):
+        kinds = {"MMDiT"}
+    elif "cls_projectors2.weight" in keys:
+        kinds = {"ClassStreamSiT"}
+    elif not any(key.startswith("blocks.") for key in keys):
+        return []
+    heads = {key for key in keys if key.startswith(HEAD_PREFIXES)}
+
+    def has_heads(layout: Layout) -> bool:
+        return {key for head in find_heads(layout, heads) for key in head[0].values()} == heads
+
+    return [name for name, form in FORMATS.items() if form.backbone in kinds and has_heads(form)]
 
 
 def is_beside(key: str, wanted: Iterable[str]) -> bool:

@@ -451,7 +451,13 @@ def read_pipeline(source: Path, target: Path, *, vae: str | None = None) -> Impo
     if names:
         model["classes"] = names
     checkpoint.save_imported(model, state, Path(target), layout="diffusers")
-    return Imported(backbone=options, resolution=resolution, kept=[], left_out=left_out)
+    return Imported(
+        backbone=options,
+        tokenizer=tokenizer_cfg,
+        resolution=resolution,
+        kept=[],
+        left_out=left_out,
+    )
 
 
 def read_folder(source: Path) -> Folder:

@@ -19,19 +19,29 @@ from torch import Tensor
 
 from ..backbones.layers import sincos_2d
 from ..engine import checkpoint
-from ..engine.weights import backbone_of, is_hub_id, is_published, read_published
-from ..registry import BACKBONES, UserError, build
+from ..engine.weights import (
+    NORMALISATION,
+    backbone_of,
+    is_hub_id,
+    is_published,
+    read_published,
+    with_autoencoder,
+)
+from ..registry import BACKBONES, TOKENIZERS, UserError, build, check
 from ..registry.contracts import Backbone
 from ..registry.errors import printable
 from ..registry.files import write_file
 from ..registry.shapes import shapes_only
-from ..registry.validation import integer
+from ..registry.validation import choice, integer, positive_int
 from ..registry.weight_files import read_contents
+from ..tokenizers.statistics import PUBLISHED
 from .layouts import (
     FORMATS,
+    MLP,
     Layout,
     State,
     check_beside,
+    formats_of,
     heads_of_run,
     is_beside,
     layout_of,
@@ -47,19 +57,22 @@ MOST_STEPS = 1 << 40
 TOLERANCE = 1e-4  # largest deviation of a file's positions from the formula
 PATHS = {"linear": "LinearPath", "cosine": "CosinePath", "gvp": "CosinePath"}
 """Our names of the paths that the arguments in a file name; SiT's GVP is REPA's cosine."""
-SCALING = ("scale", "shift", "mean", "std", "statistics")  # options of KLAutoencoder
 VELOCITY = ("v", "velocity")
+WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")
+"""Prefixes of parallel and of compiled models, in any order."""
 
 
 class Imported(TypedDict):
     """What an import did, for a person.
 
-    `backbone` is the config of the backbone and `resolution` the side of the images in pixels.
+    `backbone` and `tokenizer` are the configs of the backbone and of the autoencoder to sample
+    with, and `resolution` is the side of the images in pixels.
     `kept` names what the file held beside the backbone, which is written back by an export;
     `left_out` names what was dropped.
     """
 
     backbone: dict[str, Any]
+    tokenizer: dict[str, Any]
     resolution: int
     kept: list[str]
     left_out: list[str]
@@ -129,6 +142,7 @@ def import_weights(
     layout: str,
     weights: str = "ema",
     vae: str | None = None,
+    normalisation: Mapping[str, Any] | None = None,
     num_heads: int | None = None,
 ) -> Imported:
     """Turn a published checkpoint into one of ours, which can be sampled from.
@@ -140,14 +154,19 @@ def import_weights(
         weights: "ema" to sample from the average, which the file must hold (the trained weights
             are kept too if it holds both); "model" for the trained weights alone.
         vae: Autoencoder to sample with; by default the official code's own default.
+        normalisation: Options of KLAutoencoder that say how the latents were scaled, such as
+            {"mean": [...], "std": [...]}, in place of the layout's; {"statistics": None} for the
+            autoencoder's own factor.
         num_heads: Attention heads, needed for widths that are not published.
 
     Raises:
         UserError: If the layout is unknown, if the file is damaged or could run code, if keys or
             shapes do not fit, or if its positions are not the fixed ones.
     """
+    tokenizer = tokenizer_of(layout_of(layout), vae, normalisation or {})
     contents = read_published_file(Path(source), weights)
-    model, parts = take_apart(Path(source), contents, layout, vae=vae, num_heads=num_heads)
+    model, parts = take_apart(Path(source), contents, layout, num_heads=num_heads)
+    model["tokenizer"] = tokenizer
     ema = parts["ema"]
     checkpoint.save_imported(
         model,
@@ -160,10 +179,40 @@ def import_weights(
     )
     return Imported(
         backbone=model["backbone"],
+        tokenizer=tokenizer,
         resolution=model["resolution"],
         kept=sorted(ema.beside),
         left_out=ema.left_out,
     )
+
+
+def tokenizer_of(form: Layout, vae: str | None, normalisation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the autoencoder to sample with.
+
+    Args:
+        form: The layout.
+        vae: Autoencoder; the layout's own by default.
+        normalisation: How the latents were scaled, in place of the layout's; see `import_weights`.
+
+    Raises:
+        UserError: For an option that does not say how latents are scaled, or a wrong value.
+    """
+    tokenizer = with_autoencoder(form.tokenizer, vae) if vae else dict(form.tokenizer)
+    if not normalisation:
+        return tokenizer
+    for option in normalisation:
+        choice("the option of model.tokenizer", option, NORMALISATION)
+    tokenizer = {key: value for key, value in tokenizer.items() if key not in NORMALISATION}
+    tokenizer |= {key: value for key, value in normalisation.items() if value is not None}
+    check(TOKENIZERS, tokenizer, where="model.tokenizer")
+    if "statistics" in tokenizer:
+        choice("model.tokenizer.statistics", tokenizer["statistics"], tuple(PUBLISHED))
+    ways = [{"statistics"}, {"scale", "shift"}, {"mean", "std"}]
+    if sum(not way.isdisjoint(tokenizer) for way in ways) > 1:
+        raise UserError(
+            "model.tokenizer: give statistics, or scale and shift, or mean and std, not several."
+        )
+    return tokenizer
 
 
 def read_published_file(path: Path, weights: str = "ema") -> Contents:
@@ -178,6 +227,11 @@ def read_published_file(path: Path, weights: str = "ema") -> Contents:
     """
     # Training programs store their arguments as a Namespace, which is harmless.
     contents = read_contents(path, "the published checkpoint", allowed=[argparse.Namespace])
+    if {"meta", "model", "ema"} <= contents.keys():
+        raise UserError(
+            f"{path} is a checkpoint of ours already, and can be sampled from as it is; --export "
+            "writes it in a published layout."
+        )
     if "ema" not in contents and "model" not in contents:
         state = tensors_of(path, contents)
         return Contents({"ema": state, "model": state}, {}, None, 0)
@@ -217,7 +271,7 @@ def tensors_of(path: Path, state: Any) -> State:
         raise UserError(f"{path}: {odd[0]} holds {state[odd[0]].dtype}, not floats.")
     if sum(x.nbytes for x in state.values()) > path.stat().st_size:
         raise UserError(f"{path} is refused: its shapes promise more numbers than it holds.")
-    bare = {key.removeprefix("module.").removeprefix("_orig_mod."): x for key, x in state.items()}
+    bare = {WRAPPERS.sub("", key) if WRAPPERS.match(key) else key: x for key, x in state.items()}
     joined = join_decoder_blocks(bare)
     if len(joined) < len(state):
         raise UserError(f"{path} is refused: it holds some weights twice, under several names.")
@@ -246,7 +300,6 @@ def take_apart(
     contents: Contents,
     layout: str,
     *,
-    vae: str | None = None,
     num_heads: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Parts]]:
     """Check a published file against a layout.
@@ -255,7 +308,6 @@ def take_apart(
         source: The file, for messages.
         contents: What it holds.
         layout: One of `FORMATS`.
-        vae: Autoencoder to sample with; the layout's own by default.
         num_heads: Attention heads, needed for widths that are not published.
 
     Returns:
@@ -265,6 +317,7 @@ def take_apart(
         UserError: If the file is not of the layout.
     """
     form = layout_of(layout)
+    check_program(source, layout, contents)
     sizes = sizes_of(contents.states["ema"], form.backbone, num_heads)
     check_variance(source, layout, sizes.variance)
     options = {"type": form.backbone, **sizes.options, **form.options}
@@ -272,7 +325,7 @@ def take_apart(
     model: dict[str, Any] = {
         "resolution": sizes.side * DOWNSAMPLE,
         "backbone": options,
-        "tokenizer": {**form.tokenizer, "source": vae} if vae else dict(form.tokenizer),
+        "tokenizer": dict(form.tokenizer),
     }
     flow = flow_of(source, form, contents.args)
     if flow is not None:
@@ -310,6 +363,32 @@ def check_variance(source: object, name: str, variance: bool) -> None:
         return
     other = {"sra": "sra-dit", "sra-dit": "sra"}.get(name, "sit, dit")
     raise UserError(f"{source} is not of the format {name!r}: {held}. Try --format {other}.")
+
+
+def check_program(source: object, name: str, contents: Contents) -> None:
+    """Check what a file's arguments say of the program that wrote it: shapes do not tell a DiT from
+    a SiT, nor a SiT without a variance, whose time runs the other way, from a REPA without heads.
+
+    Raises:
+        UserError: If they are those of another format.
+    """
+    form, args = FORMATS[name], contents.args
+    fitting = formats_of(contents.states["ema"])
+    kind = str(args.get("model"))[:3]
+    of_sit = args.get("prediction") == "velocity" and "sit" in fitting
+    if kind in ("SiT", "DiT") and form.backbone in ("SiT", "DiT") and kind != form.backbone:
+        held = f"is a {args['model']!r}"
+        others = [other for other in fitting if FORMATS[other].backbone == kind]
+    elif of_sit and MLP in form.heads:
+        held = "was written by SiT's program (its prediction is called 'velocity')"
+        others = fitting
+    else:
+        return
+    others = ["sit"] if of_sit and "sit" in others else others
+    hint = f" Try --format {', '.join(others)}." if others else ""
+    raise UserError(
+        f"{source} is not of the format {name!r}: its arguments say that it {held}.{hint}"
+    )
 
 
 def flow_of(source: object, form: Layout, args: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -357,6 +436,8 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
     Raises:
         UserError: If a key is missing, or the number of heads is unknown.
     """
+    if num_heads is not None:
+        positive_int("--num-heads", num_heads)
     joint = kind == "MMDiT"
     numbers = block_numbers(state, "joint_blocks" if joint else "blocks")
     integer("blocks of the file", len(numbers), most=MOST_BLOCKS)
@@ -380,7 +461,7 @@ def sizes_of(state: Mapping[str, Tensor], kind: str, num_heads: int | None) -> S
         if kind == "ClassStreamSiT":
             options["class_width"] = state["cls_projectors2.weight"].shape[1]
     except KeyError as error:
-        formats = ", ".join(FORMATS)
+        formats = ", ".join(formats_of(state) or FORMATS)
         raise UserError(
             f"the file has no {error}; is it of another format? Formats: {formats}."
         ) from error
@@ -435,7 +516,12 @@ def check_keys(source: Path, layout: str, state: State, wanted: State) -> None:
         if keys:
             shown = printable(", ".join(sorted(keys)[:5])[:300])
             more = " ..." if len(keys) > 5 else ""
-            raise UserError(f"{source} is not of the format {layout!r}: it {what} {shown}{more}.")
+            others = [name for name in formats_of(state) if name != layout]
+            alike = layout in formats_of(state)
+            hint = f" Try --format {', '.join(others)}." if others and not alike else ""
+            raise UserError(
+                f"{source} is not of the format {layout!r}: it {what} {shown}{more}.{hint}"
+            )
     for key, value in wanted.items():
         given = tuple(state[key].shape)
         expected = tuple(value.shape)
@@ -568,7 +654,16 @@ def check_exportable(source: object, name: str, form: Layout, options: Mapping[s
     if not fits or reversed_time != form.options.get("reversed_time", False):
         held = options["type"] + (" of reversed time" if reversed_time else "")
         wanted = form.backbone + (" of reversed time" if form.options.get("reversed_time") else "")
-        raise UserError(f"{source} holds a {held}; the layout {name!r} is that of a {wanted}.")
+        fitting = [
+            other
+            for other, layout in FORMATS.items()
+            if layout.backbone == options["type"]
+            and layout.options.get("reversed_time", False) == reversed_time
+        ]
+        hint = f" Try --format {', '.join(fitting)}." if fitting else ""
+        raise UserError(
+            f"{source} holds a {held}; the layout {name!r} is that of a {wanted}.{hint}"
+        )
     steps = 1000.0 if form.backbone == "DiT" else 1.0
     for option, only in (("time_scale", steps), ("pooled_dim", None)):
         if options.get(option, only) != only:
@@ -616,5 +711,5 @@ def check_flow(source: object, name: str, model: Mapping[str, Any]) -> list[str]
 
 def scaling(tokenizer: Mapping[str, Any]) -> str:
     """Describe how a tokenizer's config scales the latents, as "statistics='sd-imagenet'"."""
-    own = [f"{key}={tokenizer[key]!r}" for key in SCALING if tokenizer.get(key) is not None]
+    own = [f"{key}={tokenizer[key]!r}" for key in NORMALISATION if tokenizer.get(key) is not None]
     return ", ".join(own) or "the autoencoder's own factor (Stable Diffusion's: 0.18215)"
