@@ -346,9 +346,9 @@ def test_mistakes_name_what_is_wrong(tmp_path):
 @pytest.mark.parametrize(
     "held, layout, message",
     [
-        ("sit", "repa", "holds a SiT of reversed time; the layout 'repa' is that of a SiT"),
-        ("repa", "sit", "holds a SiT; the layout 'sit' is that of a SiT of reversed time"),
-        ("reg", "repa", "holds a ClassStreamSiT; the layout 'repa' is that of a SiT"),
+        ("sit", "repa", "its backbone is SiT of reversed time, and the layout 'repa' is for SiT"),
+        ("repa", "sit", "its backbone is SiT, and the layout 'sit' is for SiT of reversed time"),
+        ("reg", "repa", "its backbone is ClassStreamSiT, and the layout 'repa' is for SiT"),
     ],
 )
 def test_an_export_in_another_layout_is_refused(tmp_path, held, layout, message):

@@ -662,7 +662,7 @@ def check_exportable(source: object, name: str, form: Layout, options: Mapping[s
         ]
         hint = f" Try --format {', '.join(fitting)}." if fitting else ""
         raise UserError(
-            f"{source} holds a {held}; the layout {name!r} is that of a {wanted}.{hint}"
+            f"{source}: its backbone is {held}, and the layout {name!r} is for {wanted}.{hint}"
         )
     steps = 1000.0 if form.backbone == "DiT" else 1.0
     for option, only in (("time_scale", steps), ("pooled_dim", None)):
