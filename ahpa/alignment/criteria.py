@@ -85,6 +85,14 @@ class Criteria(nn.ModuleDict):
             self.shares[name] = share
             self.unweighted[name] = cast(PairLoss, self[name]).unweighted
 
+    def value_names(self) -> list[str]:
+        """List the names of the values in their order: "<criterion>" or "<criterion>/<item>"."""
+        return [
+            f"{name}/{item}" if item else name
+            for name, loss in self.pair_losses()
+            for item in loss.items or ("",)
+        ]
+
     def pair_losses(self) -> Iterable[tuple[str, PairLoss]]:
         """Iterate over (name, pair loss)."""
         return cast(Iterable[tuple[str, PairLoss]], self.items())
