@@ -89,6 +89,26 @@ def test_sparse_reading_names_the_samples_of_the_bad_step():
     assert run.noted == [(42, "skipped", ["421"]), (78, "skipped", ["780", "781"])]
 
 
+OVERFLOWS = " Every loss is finite, but the norm of the gradients is inf: they overflow."
+
+
+def test_an_overflow_is_told_in_the_line_of_its_step():
+    """The loss and, of finite gradients, the norm: no sample is at fault."""
+    rows = [(1, [0.0, 0.0], math.inf), (1, [1.0, 0.0], math.inf), (1, [0.0, 0.0], math.nan)]
+    overflow, bad_loss, unknown = watched(rows, interval=3).said
+    assert overflow.endswith(f"samples 10, 11).{OVERFLOWS}")
+    assert bad_loss.endswith("samples 20).") and unknown.endswith("samples 30, 31).")
+
+
+def test_an_overflow_in_a_real_run(tmp_path):
+    """A weight that lets the sum of the squared gradients exceed the largest float32."""
+    options = ["model.alignments.main.weight=1e30", "optim_wrapper.max_bad_steps=2", "hooks=None"]
+    done = train(tmp_path, check=False, iters=9, options=options)
+    assert done.returncode == 2 and done.stdout.count(OVERFLOWS) == 2, done.stdout
+    assert "the norm of the gradients, which overflows float32" in done.stderr
+    assert "they are not the reason" in done.stderr and "look at" not in done.stderr
+
+
 class TwoRanks(Processes):
     """This process is rank 0; rank 1's micro-batches have other samples, the second a bad loss."""
 
