@@ -93,6 +93,9 @@ VALUES: dict[str, tuple[Any, ...]] = {  # key -> wrong values; each message must
     f"{T}.dataset": (*NO_DICT, None),
     f"{T}.dataset.root": (*NO_TEXT, ""),
     f"{T}.dataset.flip": NO_BOOLEAN,
+    f"{T}.dataset.seed": (*NO_INTEGER, -1),
+    f"{T}.dataset.max_bad_share": (*NO_NUMBER, 2, -0.1),
+    f"{T}.dataset.exact": NO_BOOLEAN,
     "checkpoints": NO_DICT,
     "checkpoints.interval": NO_COUNT,
     "checkpoints.keep": (*NO_COUNT, 1.5),
@@ -186,6 +189,14 @@ COMMANDS = {  # what the message must hold -> a shipped config and its --cfg-opt
     "(none), got cls": ("ahpa_sit-b", ["model.streams=dict(cls=None)"]),
     "(cls), got none": ("reg_sit-b", ["model.streams=None"]),
     "99 is not a block of the encoder": ("haste_sit-b", ["model.priors.dino.attention=[99]"]),
+    "criteria.distillation.heads: must be an integer in 1..12, got 13": (
+        "haste_sit-b",
+        ["model.alignments.attention.criteria.distillation.heads=13"],
+    ),
+    "criteria.distillation.heads: must be an integer in 1..6, got 12": (
+        "haste_sit-b",
+        ["model.backbone.num_heads=6", "model.alignments.attention.criteria.distillation.heads=12"],
+    ),
     "lr: must be a finite number, got '1e-4x'": ("ahpa_sit-b", [f"{O}.lr=1e-4x"]),
     "sampler: must be the name of a sampler": (
         "ahpa_sit-b",
@@ -200,6 +211,16 @@ COMMANDS = {  # what the message must hold -> a shipped config and its --cfg-opt
         "ahpa_sit-b",
         ["param_scheduler=[dict(type='LinearLR',end=10),5]"],
     ),
+}
+
+OBSERVED = {  # an unknown criterion, and what is said -> a shipped config and its alignment
+    ("cosin", "did you mean 'cosine'? Valid: cosine"): ("ahpa_sit-b", "main"),
+    ("router", "Valid: cosine."): ("ahpa_sit-b", "main"),
+    ("main/cosine", "did you mean 'cosine'?"): ("ahpa_sit-b", "main"),
+    ("distilation", "did you mean 'distillation'?"): ("haste_sit-b", "attention"),
+    ("cosin", "did you mean 'cosine'?"): ("dupa_sit-b", "views"),
+    ("regularizer", "did you mean 'regulariser'?"): ("dispersive_sit-b", "main"),
+    ("adversarial", "did you mean"): ("sara_sit-b", "main"),
 }
 
 OPTIMISERS: dict[str, dict[str, Any]] = {  # what the message must hold -> an optimiser
@@ -366,6 +387,53 @@ def test_mistakes_as_they_are_typed(words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "words"), OBSERVED)
+def test_an_observed_criterion_that_there_is_not(name, words):
+    """It was found in the first training step only."""
+    file, alignment = OBSERVED[name, words]
+    key = f"model.alignments.{alignment}.weight"
+    given = f"{key}=dict(type='PlateauRelease',value=1,criterion='{name}')"
+    with pytest.raises(ConfigError) as caught:
+        cli.training_config(arguments(ROOT / "configs" / f"{file}.py", cfg_options=[given]))
+    told = str(caught.value)
+    assert told.startswith(f"{key}.criterion: ") and words in told and "\n" not in told, told
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cosine", {}),
+        ("adversarial/fool", {"criteria": {"adversarial": {"type": "AdversarialLoss"}}}),
+        ("router", {"router_grad": "aux"}),
+        ("entropy", {"entropy_weight": 0.1}),
+    ],
+)
+def test_an_observed_criterion(config, name, options):
+    weight = {"type": "PlateauRelease", "value": 1, "criterion": name}
+    cfg = copy.deepcopy(config)
+    cfg["model"]["alignments"]["main"].update(weight=weight, **options)
+    configs.check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("ShapesDataset", {"length": 0}, "length: must be a positive integer, got 0"),
+        ("ShapesDataset", {"seed": -1}, "seed: must be a non-negative integer, got -1"),
+        (
+            "CocoCaptions",
+            {"images": "none", "annotations": "none", "max_bad_share": 1.5},
+            "max_bad_share: must be a finite number in [0, 1], got 1.5",
+        ),
+        ("FlatImages", {"root": "none", "max_bad_share": -1}, "max_bad_share: must be"),
+    ],
+)
+def test_the_options_of_other_data_sets(config, kind, options, message):
+    """They were looked at only when the data set was built."""
+    wrong = changed(config, f"{T}.dataset", {"type": kind, **options})
+    refused(wrong, f"{T}.dataset.{message}")
+
+
 @pytest.mark.parametrize("words", OPTIMISERS)
 def test_a_wrong_optimiser(config, words):
     refused(changed(config, O, OPTIMISERS[words]), O, words)
@@ -480,6 +548,19 @@ def test_what_only_the_checkpoint_can_tell(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("deltafm_sit-b", ["train_dataloader.global_batch_size=1"], "raise train_dataloader"),
+        ("dispersive_sit-b", [f"{M}.regulariser.pool=3"], "DispersiveLoss.pool: the micro-batch"),
+    ],
+)
+def test_what_only_a_batch_can_tell(tmp_path, config, options, message):
+    given = ["hooks.samples=None", *options]
+    done = train(tmp_path, config=f"configs/{config}.py", iters=1, options=given, check=False)
+    one_line(done, message)
+
+
+@pytest.mark.parametrize(
     ("tool", "given", "message"),
     [
         ("train", ["configs/ahpa_sit-b.py", "--cfg-options", f"{B}.depth=six"], f"{B}.depth"),
@@ -557,7 +638,7 @@ def test_what_is_unusual_and_legal(config, key, value):
 
 
 def test_the_numbers_of_cases():
-    tables = (WRONG, SCHEDULES, OPTIMISERS, FILES, TRAIN, SAMPLE)
+    tables = (WRONG, SCHEDULES, OBSERVED, OPTIMISERS, FILES, TRAIN, SAMPLE)
     assert sum(map(len, tables)) >= 300
 
 

@@ -162,6 +162,14 @@ def test_imports_are_light(name):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_hooks_options_are_checked_without_the_compiler_of_kernels():
+    """Every mistake in a hook's options would wait for it."""
+    code = "import sys, ahpa.analysis.evaluation_hook; print('triton' in sys.modules)"
+    code += "; import ahpa.analysis.cost; print('torch.utils.flop_counter' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"], done.stdout + done.stderr
+
+
 # ---- the path from the shell to a loss ----------------------------------------------------------
 
 MOST_FRAMES = 7

@@ -14,7 +14,7 @@ from ahpa.engine.assembly import build_model
 from ahpa.engine.distributed import Processes
 from ahpa.engine.dryrun import synthetic_batch
 from ahpa.engine.metrics import Metrics
-from ahpa.engine.nonfinite import NonFinite, bad_rows, find_source
+from ahpa.engine.nonfinite import NonFinite, bad_rows, find_source, stop_if_hopeless
 from ahpa.engine.optimiser import Optimiser, build_optimizer
 from ahpa.engine.trainer import Run, Trainer, TrainOptions
 
@@ -87,6 +87,26 @@ def test_sparse_reading_names_the_samples_of_the_bad_step():
     assert "1 in a row, 1 in all; samples 421)" in first, "the micro-batch whose loss is not finite"
     assert second.startswith("iteration 78:") and "2 in all; samples 780, 781)" in second
     assert run.noted == [(42, "skipped", ["421"]), (78, "skipped", ["780", "781"])]
+
+
+OVERFLOWS = " Every loss is finite, but the norm of the gradients is inf: they overflow."
+
+
+def test_an_overflow_is_told_in_the_line_of_its_step():
+    """The loss and, of finite gradients, the norm: no sample is at fault."""
+    rows = [(1, [0.0, 0.0], math.inf), (1, [1.0, 0.0], math.inf), (1, [0.0, 0.0], math.nan)]
+    overflow, bad_loss, unknown = watched(rows, interval=3).said
+    assert overflow.endswith(f"samples 10, 11).{OVERFLOWS}")
+    assert bad_loss.endswith("samples 20).") and unknown.endswith("samples 30, 31).")
+
+
+def test_an_overflow_in_a_real_run(tmp_path):
+    """A weight that lets the sum of the squared gradients exceed the largest float32."""
+    options = ["model.alignments.main.weight=1e30", "optim_wrapper.max_bad_steps=2", "hooks=None"]
+    done = train(tmp_path, check=False, iters=9, options=options)
+    assert done.returncode == 2 and done.stdout.count(OVERFLOWS) == 2, done.stdout
+    assert "the norm of the gradients, which overflows float32" in done.stderr
+    assert "they are not the reason" in done.stderr and "look at" not in done.stderr
 
 
 class TwoRanks(Processes):
@@ -284,7 +304,7 @@ def spoil(trainer):
 def test_the_one_sample_at_fault_is_named():
     trainer = tiny_trainer()
     spoil(trainer)
-    assert find_source(trainer) == "the batch's 'image' for sample 9"
+    assert find_source(trainer, trainer.batches) == "the batch's 'image' for sample 9"
 
 
 def test_the_one_sample_of_a_modules_output_is_named():
@@ -300,7 +320,7 @@ def test_every_micro_batch_is_looked_at():
     trainer = tiny_trainer()
     spoil(trainer)
     trainer.batches.append(synthetic_batch(trainer.model))
-    assert find_source(trainer) == "the batch's 'image' for sample 9"
+    assert find_source(trainer, trainer.batches) == "the batch's 'image' for sample 9"
 
 
 def test_an_overflowing_norm_is_told_as_that():
@@ -308,28 +328,76 @@ def test_an_overflowing_norm_is_told_as_that():
     trainer = tiny_trainer()
     weight = trainer.model.backbone.blocks[0].mlp.fc1.weight
     handle = weight.register_hook(lambda gradient: torch.full_like(gradient, 1e20))
-    source = find_source(trainer)
+    source = find_source(trainer, trainer.batches)
     handle.remove()
     assert "the norm of the gradients, which overflows float32" in source
     assert "1e+20, is of backbone.blocks.0.mlp.fc1.weight" in source
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
+def hopeless(trainer):
+    """What is said when a row of bad steps ends the run."""
+    with pytest.raises(NonFinite) as caught:
+        stop_if_hopeless(trainer, in_row=10, samples="7, 9")
+    return str(caught.value)
+
+
+def test_weights_that_have_grown_are_told_and_not_blamed_on_the_samples():
+    """They are finite, but any images overflow with them."""
+    trainer = tiny_trainer()
+    trainer.optimiser.lr = 1000.0
+    with torch.no_grad():
+        trainer.model.backbone.blocks[0].mlp.fc1.weight.fill_(-1e38)
+    told = hopeless(trainer)
+    assert "Samples: 7, 9; random images are not finite either, so they are not the reason" in told
+    grown = "The largest |weight| is 1e+38 (backbone.blocks.0.mlp.fc1.weight)"
+    assert f"{grown}, the learning rate 1e+03: if the weights have grown, lower it" in told
+    assert "look at" not in told and "\n" not in told
+
+
+def test_an_overflowing_norm_is_not_blamed_on_the_samples():
+    trainer = tiny_trainer()
+    weight = trainer.model.backbone.blocks[0].mlp.fc1.weight
+    handle = weight.register_hook(lambda gradient: torch.full_like(gradient, 1e20))
+    told = hopeless(trainer)
+    handle.remove()
+    assert "the norm of the gradients, which overflows float32" in told
+    assert "not the reason" in told and "lower the weight of the term that overflows" in told
+
+
+def test_a_bad_sample_is_still_to_be_looked_at():
+    trainer = tiny_trainer()
+    spoil(trainer)
+    told = hopeless(trainer)
+    assert "the batch's 'image' for sample 9. Samples: 7, 9. " in told
+    assert "look at these samples" in told and "not the reason" not in told
+    assert "The largest |weight| is " in told
+
+
+def test_grown_weights_in_a_real_run(tmp_path):
+    options = ["optim_wrapper.optimizer.lr=1e3", "optim_wrapper.max_bad_steps=2", "hooks=None"]
+    done = train(tmp_path, check=False, iters=9, options=options)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "random images are not finite either" in line and "the learning rate 1e+03" in line
+
+
 def test_nothing_is_named_if_all_is_finite():
-    assert "check the hardware" in find_source(tiny_trainer())
+    trainer = tiny_trainer()
+    assert "check the hardware" in find_source(trainer, trainer.batches)
 
 
 def test_a_non_finite_input_is_named():
     trainer = tiny_trainer()
     trainer.batches[-1]["image"] = torch.full((2, 3, 64, 64), float("nan"))
-    assert find_source(trainer) == "the batch's 'image'"
+    assert find_source(trainer, trainer.batches) == "the batch's 'image'"
 
 
 def test_a_non_finite_weight_is_named():
     trainer = tiny_trainer()
     with torch.no_grad():
         trainer.model.backbone.blocks[1].mlp.fc1.weight[0, 0] = float("nan")
-    assert find_source(trainer) == "the weight backbone.blocks.1.mlp.fc1.weight"
+    assert find_source(trainer, trainer.batches) == "the weight backbone.blocks.1.mlp.fc1.weight"
 
 
 def test_the_first_module_with_a_non_finite_output_is_named():
@@ -337,4 +405,6 @@ def test_the_first_module_with_a_non_finite_output_is_named():
     with torch.no_grad():
         trainer.model.backbone.blocks[0].mlp.fc1.weight.fill_(1e38)
         trainer.model.backbone.blocks[0].mlp.fc1.bias.fill_(3e38)
-    assert find_source(trainer).startswith("the output of module backbone.blocks.0.mlp.fc")
+    assert find_source(trainer, trainer.batches).startswith(
+        "the output of module backbone.blocks.0.mlp.fc"
+    )

@@ -265,7 +265,7 @@ def test_which_criterion_is_observed():
     for schedule in (first, second):
         schedule.observe(losses_of(0.5, 0.25), Progress(0, T))
     assert first.current[0] == 0.5 and second.current[0] == 0.25
-    with pytest.raises(ConfigError, match="no criterion 'third'.*cosine, second"):
+    with pytest.raises(ConfigError, match="no term 'third'.*cosine, second"):
         PlateauRelease(**RELEASE, criterion="third").observe(losses_of(0.5, 0.25), Progress(0, T))
 
 

@@ -1,15 +1,19 @@
 """What may stand in the way of a run in its work dir (R5, R22, R24): another run, a full disk, a
 file of the same name, a folder that cannot be written. Real processes, real disks."""
 
+import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from support.runs import (
     ROOT,
     command,
@@ -24,7 +28,7 @@ from support.runs import (
 from ahpa.engine import checkpoint, lock
 from ahpa.engine.run_log import RunLog
 from ahpa.registry import UserError
-from ahpa.registry.files import write_file
+from ahpa.registry.files import remedy, write_file
 
 QUICK = ["hooks.samples.interval=1", "hooks.policy.interval=1"]
 
@@ -187,7 +191,7 @@ def small_disk(tmp_path):
 
     yield mount
     for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # train.log is still open
 
 
 def test_a_disk_that_becomes_full_ends_in_one_line_and_keeps_what_was_saved(small_disk):
@@ -300,3 +304,42 @@ def test_what_cannot_be_written_is_told_without_options_that_the_command_has_not
         write_file(folder / "a.png", bytes(1 << 20))
     assert "No space left" in str(caught.value) and "free some space" in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+@pytest.fixture
+def few_inodes(tmp_path):
+    """A file system with 200 MB and room for 12 files."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    how = ["mount", "-t", "tmpfs", "-o", "nr_inodes=13,size=200m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(how, capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # train.log is still open
+
+
+def test_a_disk_without_inodes_is_not_told_as_full(few_inodes):
+    """No space is left on it, and 200 MB are free: what was saved stays, and a resume goes on."""
+    options = ["checkpoints.interval=1", "checkpoints.keep=99", "hooks=None"]
+    done = train(few_inodes / "run", iters=12, options=options, check=False)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and "could not write" in line and "no inode is left" in line
+    assert "free some space" not in line and "--resume" in line
+    saved = sorted((few_inodes / "run" / "checkpoints").glob("*.pth"))
+    last = torch.load(saved[-1], weights_only=True)["meta"]["iteration"]
+    for path in saved[:-1]:
+        path.unlink()
+    done = train(few_inodes / "run", "--resume", iters=last + 2, options=options)
+    assert f"at iteration {last}" in done.stdout
+    assert final_state(few_inodes / "run")["meta"]["iteration"] == last + 2
+
+
+@pytest.mark.parametrize(
+    ("files", "left", "told"),
+    [(13, 0, "no inode is left"), (13, 5, "free some space"), (0, 0, "free some space")],
+)
+def test_what_helps_where_no_space_is_left(monkeypatch, tmp_path, files, left, told):
+    """A file system such as btrfs counts no files."""
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=files, f_favail=left))
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "no" / "a.pth"))
+    assert told in remedy(error)

@@ -77,7 +77,9 @@ class AttentionAlignment(Alignment):
         self.reads = {source: self.levels}
         self.weight = build_weight(weight, where=f"{where}.weight")
         given = DISTILLATION if criteria is None else criteria
-        self.criteria = Criteria(given, dim=heads, where=where)
+        both = min(heads, geometry.num_heads or heads)
+        self.criteria = Criteria(given, dim=both, where=where)
+        self.weight.check_terms(self.criteria.value_names(), f"{where}.weight")
 
     def forward(
         self, view: TargetView, features: Mapping[str, Features], progress: Progress
@@ -99,9 +101,10 @@ class AttentionAlignment(Alignment):
             student = logits[:, :, prefix:, prefix:]
             teacher = features[self.source][level]
             if student.shape[-2:] != teacher.shape[-2:]:
-                raise ValueError(
-                    f"level {level!r} has logits over {tuple(teacher.shape[-2:])} tokens, block "
-                    f"{block} over {tuple(student.shape[-2:])}."
+                raise ConfigError(
+                    f"model.alignments.{self.name}: level {level!r} has logits over "
+                    f"{tuple(teacher.shape[-2:])} tokens, block {block} over "
+                    f"{tuple(student.shape[-2:])}."
                 )
             compared.append(self.criteria.compare(student, teacher))
         weight = self.weight(progress)

@@ -90,6 +90,14 @@ class Criteria(nn.ModuleDict):
         """Whether the alignment's weight scales every value."""
         return not any(self.unweighted.values())
 
+    def value_names(self) -> list[str]:
+        """List the names of the values in their order: "<criterion>" or "<criterion>/<item>"."""
+        return [
+            f"{name}/{item}" if item else name
+            for name, loss in self.pair_losses()
+            for item in loss.items or ("",)
+        ]
+
     def pair_losses(self) -> Iterable[tuple[str, PairLoss]]:
         """Iterate over (name, pair loss)."""
         return cast(Iterable[tuple[str, PairLoss]], self.items())

@@ -2,12 +2,13 @@
 (RARE)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..registry import SCHEDULES, ConfigError
+from ..registry import SCHEDULES, ConfigError, nearest
 from ..registry.contracts import Losses, Progress, Schedule
 from ..registry.validation import number, positive, probability, weight
 
@@ -54,8 +55,8 @@ class PlateauRelease(Schedule):
         ramp: Share of the run in which the weight falls to 0.
         latest: Share of the run by which the weight is 0 in any case (RARE: 250K of 400K steps);
             None for no such limit.
-        criterion: Name of the criterion whose value is averaged; the alignment's first one by
-            default.
+        criterion: Name of the criterion whose value is averaged, or "<criterion>/<item>" if it
+            returns several; the alignment's first value by default.
 
     Attributes:
         current: Fast average, slow average, s0 (-1 before the plateau) and number of averaged
@@ -114,6 +115,14 @@ class PlateauRelease(Schedule):
             weight = torch.minimum(weight, limit.to(weight.device))
         return (self.value * weight).float()
 
+    def check_terms(self, names: Sequence[str], where: str) -> None:
+        """Refuse a `criterion` that is no term of the alignment. Raises ConfigError."""
+        if self.criterion is not None and self.criterion not in names:
+            raise ConfigError(
+                f"{where}.criterion: the alignment has no term {self.criterion!r}"
+                f"{nearest(self.criterion, names)}"
+            )
+
     @torch.no_grad()
     def observe(self, losses: Losses, progress: Progress) -> None:
         """Update the averages with the values of a training step; nothing waits for the device."""
@@ -141,15 +150,8 @@ class PlateauRelease(Schedule):
     def _value(self, losses: Losses) -> Tensor:
         """Return the observed criterion's value, 0-d float64, as the mean over all ranks."""
         names = [term.name.partition("/")[2] for term in losses.terms]
-        if self.criterion is None:
-            index = 0
-        elif self.criterion in names:
-            index = names.index(self.criterion)
-        else:
-            raise ConfigError(
-                f"PlateauRelease: there is no criterion {self.criterion!r} in the alignment; "
-                f"valid: {', '.join(names)}."
-            )
+        self.check_terms(names, "PlateauRelease")
+        index = 0 if self.criterion is None else names.index(self.criterion)
         value = losses.terms[index].value.detach().to(self.current, copy=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(value)

@@ -63,6 +63,7 @@ class Regularisation(Alignment):
         self.regulariser = build(
             REGULARISERS, regulariser, where=f"{where}.regulariser", dim=geometry.width
         )
+        self.weight.check_terms(["regulariser"], f"{where}.weight")
 
     def forward(
         self, view: TargetView, features: Mapping[str, Features], progress: Progress

@@ -140,12 +140,22 @@ class RoutedAlignment(Alignment):
             self.router.requires_grad_(False)
         self.learns = any(p.requires_grad for p in self.router.parameters())
         self._check_router()
+        self.weight.check_terms(self._term_names(), f"{where}.weight")
 
     def _reserved_names(self) -> set[str]:
         """Return the names of the alignment's own terms and diagnostics."""
         names = {*OWN_TERMS, *FIGURES}
         for group in self.router.groups:
             names.update(f"{figure}_{group}" for figure in GROUP_FIGURES)
+        return names
+
+    def _term_names(self) -> list[str]:
+        """Return the names of the alignment's terms, as `forward` makes them."""
+        names = self.criteria.value_names()
+        if self.learns and self.router_grad == "aux":
+            names.append("router")
+        if self.learns and self.entropy_weight:
+            names.append("entropy")
         return names
 
     def _check_router(self) -> None:

@@ -84,6 +84,7 @@ class ViewAlignment(Alignment):
         )
         given = COSINE if criteria is None else criteria
         self.criteria = Criteria(given, dim=out_dim, where=where)
+        self.weight.check_terms(self.criteria.value_names(), f"{where}.weight")
 
     def forward(
         self, view: TargetView, features: Mapping[str, Features], progress: Progress

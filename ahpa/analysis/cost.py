@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.denoiser import AlignedDenoiser
 from ..registry.contracts import (
@@ -51,6 +50,8 @@ def count_macs(call: Callable[[], Any]) -> Macs:
 
     Attention is counted as products of batches of matrices, the only ones in these models.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: only where it is used
+
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call()

@@ -331,13 +331,21 @@ class PictureFiles(Dataset):
     ) -> None:
         owner = type(self).__name__
         self.resolution = integer(f"{owner}.resolution", resolution, least=SMALLEST)
-        self.seed = integer(f"{owner}.seed", seed)
-        share = probability(f"{owner}.max_bad_share", max_bad_share)
+        self.check_options({"seed": seed, "max_bad_share": max_bad_share}, owner)
+        self.seed = seed
         self.root = root
         self.names = names
         self.bad: dict[int, str] = {}
         self._problems: dict[int, str] = {}  # that `take_problems` has not returned yet
-        self.max_bad = max(ALLOWED_BAD, share * len(names))
+        self.max_bad = max(ALLOWED_BAD, max_bad_share * len(names))
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], where: str) -> None:
+        """Refuse a seed or a share that is out of its range. Raises ConfigError."""
+        if "seed" in options:
+            integer(f"{where}.seed", options["seed"])
+        if "max_bad_share" in options:
+            probability(f"{where}.max_bad_share", options["max_bad_share"])
 
     @abstractmethod
     def decode(self, index: int) -> np.ndarray:

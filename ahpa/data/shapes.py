@@ -13,7 +13,7 @@ object fills about [-1, 1].
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -498,10 +498,19 @@ class ShapesDataset(Dataset):
         seed: int = 0,
         flip: bool = False,
     ) -> None:
-        self.length = positive_int("ShapesDataset.length", length)
+        self.check_options({"length": length, "seed": seed}, "ShapesDataset")
+        self.length = length
         self.resolution = integer("ShapesDataset.resolution", resolution, least=SMALLEST)
-        self.seed = integer("ShapesDataset.seed", seed)
+        self.seed = seed
         self.flip = boolean("ShapesDataset.flip", flip)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], where: str) -> None:
+        """Refuse a length or a seed that is out of its range. Raises ConfigError."""
+        if "length" in options:
+            positive_int(f"{where}.length", options["length"])
+        if "seed" in options:
+            integer(f"{where}.seed", options["seed"])
 
     def __len__(self) -> int:
         return self.length

@@ -26,6 +26,7 @@ from ..registry import (
     nearest,
 )
 from ..registry import validation as valid
+from ..registry.contracts import Dataset
 from ..registry.registry import parameters
 from ..registry.shapes import shapes_only
 from ..registry.validation import boolean, choice, integer, positive_int
@@ -145,10 +146,13 @@ def check_data(cfg: Mapping[str, Any]) -> None:
     positive_int("train_dataloader.global_batch_size", loader["global_batch_size"])
     integer("train_dataloader.num_workers", loader.get("num_workers", 0))
     where = "train_dataloader.dataset"
-    check(DATASETS, loader["dataset"], where=where, derived=("resolution",))
+    kind = check(DATASETS, loader["dataset"], where=where, derived=("resolution",))
     for key, value in loader["dataset"].items():
         if isinstance(value, str):
             check_text(f"{where}.{key}", value)
+    if isinstance(kind, type) and issubclass(kind, Dataset):
+        options = {key: value for key, value in loader["dataset"].items() if key != "type"}
+        kind.check_options(options, where)
 
 
 def check_training(cfg: Mapping[str, Any]) -> None:

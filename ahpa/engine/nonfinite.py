@@ -1,7 +1,7 @@
 """When non-finite steps end a run, and what is said then: which
 term, which module, which samples."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..registry import UserError
 from ..registry.contracts import Dataset, Losses, Progress
+from .dryrun import synthetic_batch
 from .optimiser import total_norm
 
 if TYPE_CHECKING:
@@ -38,19 +39,52 @@ def stop_if_hopeless(trainer: "Trainer", *, in_row: int, samples: str) -> None:
             raise NonFinite(bad_weight(name, parameter, trainer.iteration, trainer.run.saved()))
     if in_row < trainer.optimiser.max_bad_steps:
         return
-    found = trainer.metrics.processes.gather(find_source(trainer))
+    sources = trainer.metrics.processes.gather(find_source(trainer, trainer.batches))
     named = [
-        source if len(found) == 1 else f"{source} on rank {rank}"
-        for rank, source in enumerate(found)
+        source if len(sources) == 1 else f"{source} on rank {rank}"
+        for rank, source in enumerate(sources)
         if source != NOTHING
     ]
+    on_noise = trainer.metrics.processes.gather(find_source(trainer, random_batches(trainer)))
     raise NonFinite(
         f"{in_row} steps in a row were not finite, so training stops at iteration "
         f"{trainer.iteration}. First non-finite value: {'; '.join(named) or NOTHING}. Samples: "
-        f"{samples}. Weights and EMA are those of the last finite step. Lower the learning "
-        "rate, use bf16 or fp32 instead of fp16, or look at these samples; then continue with "
-        "--resume."
+        f"{samples}{advice(trainer, blameless=NOTHING not in on_noise)}; then continue with "
+        "--resume. Weights and EMA are those of the last finite step."
     )
+
+
+def advice(trainer: "Trainer", *, blameless: bool) -> str:
+    """Continue the sentence that names the samples: whether they are the reason, what to do.
+
+    Args:
+        trainer: Whose steps were not finite.
+        blameless: Whether random images are not finite either.
+    """
+    sizes = {n: float(p.detach().abs().max()) for n, p in trainer.model.named_parameters()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    known = (
+        f"The largest |weight| is {sizes[largest]:.3g} ({largest}), the learning rate "
+        f"{trainer.optimiser.lr:.3g}: "
+    )
+    if not blameless:
+        return (
+            f". {known}lower the learning rate, use bf16 or fp32 instead of fp16, or look at these "
+            "samples"
+        )
+    return (
+        f"; random images are not finite either, so they are not the reason. {known}if the weights "
+        "have grown, lower it and remove the checkpoints saved since then; else lower the weight "
+        "of the term that overflows, or use bf16 or fp32 instead of fp16"
+    )
+
+
+def random_batches(trainer: "Trainer") -> list[Any]:
+    """Make batches of random images and conditions, as large as those of the last step."""
+    return [
+        synthetic_batch(trainer.model, batch=len(next(tensors_of(batch))), seed=micro)
+        for micro, batch in enumerate(trainer.batches)
+    ]
 
 
 def bad_weight(name: str, weight: Tensor, iteration: int, saved: str) -> str:
@@ -120,16 +154,21 @@ def bad_rows(value: Any, count: int) -> set[int]:
     return rows if len(rows) < count else set()
 
 
-def find_source(trainer: "Trainer") -> str:
-    """Compute the last step's micro-batches again on this rank, and name the first thing that is
-    not finite: an input, a weight, a module's output, a loss term, a gradient or their norm."""
+def find_source(trainer: "Trainer", batches: Sequence[Any]) -> str:
+    """Compute the last step again on this rank, and name the first thing that is not finite: an
+    input, a weight, a module's output, a loss term, a gradient or their norm.
+
+    Args:
+        trainer: Whose last step it was.
+        batches: Its micro-batches, or others in their place.
+    """
     model = trainer.model
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
             return f"the weight {name}"
     model.zero_grad(set_to_none=True)
     try:
-        for micro, batch in enumerate(trainer.batches):
+        for micro, batch in enumerate(batches):
             source = find_in_batch(trainer, batch, micro)
             if source:
                 return source

@@ -3,7 +3,7 @@ of which samples they were made."""
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +20,7 @@ SHOWN = 16  # sample ids in a message
 REPORTED = 10  # skipped steps that are told one by one when the device is read
 HISTORY = 200  # steps whose median gradient norm is the measure of a spike
 LEAST = 20  # steps before which there is no such measure
+OVERFLOW = " Every loss is finite, but the norm of the gradients is inf: they overflow."
 SPIKE = 5.0  # a gradient norm of this many medians is a spike
 
 
@@ -95,7 +96,8 @@ class StepWatch:
         table = torch.stack([torch.stack([s.bad, s.grad_norm, s.loss.float()]) for s in steps])
         values = table.tolist()
         self._report_spikes(trainer, steps, values)
-        bad = {step.iteration for step, (skipped, *_) in zip(steps, values, strict=True) if skipped}
+        rows = zip(steps, values, strict=True)
+        bad = {step.iteration: norm for step, (skipped, norm, _) in rows if skipped}
         if bad:
             self._report_skipped(trainer, steps, bad)
         else:
@@ -131,9 +133,15 @@ class StepWatch:
             trainer.run.note_step(step.iteration, "spike", names)
 
     def _report_skipped(
-        self, trainer: "Trainer", steps: Sequence[Step], bad: Collection[int]
+        self, trainer: "Trainer", steps: Sequence[Step], bad: Mapping[int, float]
     ) -> None:
-        """Tell which steps were skipped, those of the iterations `bad`, and stop if it must be."""
+        """Tell which steps were skipped, and stop if it must be.
+
+        Args:
+            trainer: Whose steps they are.
+            steps: The steps since the last call.
+            bad: {iteration: norm of the gradient} of the skipped ones.
+        """
         total = int(trainer.optimiser.bad_total) - len(bad)
         told = 0
         names: list[str] = []
@@ -142,13 +150,15 @@ class StepWatch:
                 self.in_row = 0
                 continue
             total, told, self.in_row = total + 1, told + 1, self.in_row + 1
-            names = first_guilty(gather(trainer, step, 0.0))
+            shares = gather(trainer, step, 0.0)
+            names = first_guilty(shares)
             trainer.run.note_step(step.iteration, "skipped", names)
+            overflows = math.isinf(bad[step.iteration]) and not any(x.guilty for x in shares)
             if told <= REPORTED:
                 trainer.run.say(
                     f"iteration {step.iteration}: a loss or gradient is not finite; the step is "
                     f"skipped on all ranks ({self.in_row} in a row, {total} in all; samples "
-                    f"{listed(names)})."
+                    f"{listed(names)}).{OVERFLOW if overflows else ''}"
                 )
         if told > REPORTED:
             trainer.run.say(f"{told - REPORTED} more steps were skipped since then.")

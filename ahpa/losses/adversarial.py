@@ -115,6 +115,7 @@ class AdversarialLoss(PairLoss):
         ConfigError: If an option is out of its range.
     """
 
+    items = ("fool", "judge")
     unweighted = ("judge",)
     calls: Tensor
 

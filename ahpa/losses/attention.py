@@ -20,11 +20,11 @@ class AttentionDistillation(PairLoss):
     blocks is that of `AttentionAlignment`.
 
     Args:
-        dim: Heads of the teacher.
+        dim: Heads that student and teacher both have.
         heads: How many heads are compared, from the first; by default as many as both have.
 
     Raises:
-        ConfigError: If `heads` is not a positive integer.
+        ConfigError: If `heads` is not in 1..dim.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class AttentionDistillation(PairLoss):
         heads: int | None = None,
     ) -> None:
         super().__init__(dim=dim)
-        self.heads = None if heads is None else valid.positive_int("heads", heads)
+        self.heads = None if heads is None else valid.integer("heads", heads, least=1, most=dim)
 
     def forward(
         self,

@@ -58,7 +58,7 @@ class ContrastiveFlowLoss(FlowMatchingLoss):
         """Compare the prediction with the target and with the targets of other samples.
 
         Raises:
-            ValueError: If the micro-batch holds one image only.
+            ConfigError: If the micro-batch holds one image only.
         """
         pred = self.converted(view)
         terms = self.stream_terms(pred, view.noised.target)
@@ -79,7 +79,10 @@ class ContrastiveFlowLoss(FlowMatchingLoss):
         count = len(view.noised.sample_t)
         images = torch.arange(count // views, device=view.noised.t.device)
         if len(images) < 2:
-            raise ValueError("ContrastiveFlowLoss needs at least 2 images in a micro-batch, got 1.")
+            raise ConfigError(
+                "model.flow_loss: ContrastiveFlowLoss needs at least 2 images in a micro-batch, "
+                "got 1; raise train_dataloader.global_batch_size."
+            )
         identity = repeat(images, views)
         allowed = identity[:, None] != identity
         if self.other_class:

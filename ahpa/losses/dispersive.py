@@ -94,7 +94,7 @@ class DispersiveLoss(Regulariser):
         """Return the loss, 0-d float32, for tokens [B, P+N, D].
 
         Raises:
-            ValueError: If the micro-batch is larger than an integer `pool`, but not a multiple.
+            ConfigError: If the micro-batch is larger than an integer `pool`, but not a multiple.
         """
         tokens.require_all("DispersiveLoss")
         grid = tokens.without_prefix().tokens
@@ -109,8 +109,9 @@ class DispersiveLoss(Regulariser):
                 self.warn(len(z), self.pool)
                 return (z,)
             if len(z) % self.pool:
-                raise ValueError(
-                    f"pool: the micro-batch of {len(z)} is not a multiple of {self.pool}."
+                raise ConfigError(
+                    f"DispersiveLoss.pool: the micro-batch of {len(z)} is not a multiple of "
+                    f"{self.pool}; change pool or train_dataloader.global_batch_size."
                 )
             return z.split(self.pool)
         if self.pool == "all_ranks" and dist.is_available() and dist.is_initialized():

@@ -536,11 +536,13 @@ class PairLoss(nn.Module, ABC):
     """Compares projected tokens with a target. Built as `PairLoss(dim=..., **own)`.
 
     Attributes:
+        items: Names of the returned items; empty for a loss that returns one tensor.
         unweighted: Names of returned items that no weight scales, such as a critic's own objective.
         optimizer_options: If set, its parameters form an optimiser group of their own with these
             options (lr, betas ...), whose gradients are clipped separately.
     """
 
+    items: tuple[str, ...] = ()
     unweighted: tuple[str, ...] = ()
     optimizer_options: dict[str, Any] | None = None
 
@@ -560,7 +562,7 @@ class PairLoss(nn.Module, ABC):
             token_weights: [B, N] of mean 1, or None for equal weights.
 
         Returns:
-            A 0-d tensor, or a dict of named 0-d tensors.
+            A 0-d tensor, or a dict of 0-d tensors named by `items`.
 
         Raises:
             ValueError: If token weights are given and the loss has no per-token value.
@@ -588,6 +590,17 @@ class Schedule(nn.Module, ABC):
     @abstractmethod
     def forward(self, progress: Progress) -> float | Tensor:
         """Return the weight of this step, a number or a 0-d tensor without gradient."""
+
+    def check_terms(self, names: Sequence[str], where: str) -> None:
+        """Refuse, when the model is built, terms that it could not observe. Nothing by default.
+
+        Args:
+            names: Names of its alignment's terms, without "<alignment>/".
+            where: Place of the schedule in the config; begins the message.
+
+        Raises:
+            ConfigError: If a term that it observes is not among them.
+        """
 
     def observe(self, losses: Losses, progress: Progress) -> None:
         """Look at the losses of a training step after they were computed. Nothing by default."""
@@ -664,6 +677,20 @@ class Dataset(torch.utils.data.Dataset, ABC):
     classes: tuple[str, ...] | None = None
     captioned: bool = False
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], where: str) -> None:
+        """Refuse options that are out of their range before any data are looked for.
+
+        Their names and types have been checked. Nothing by default.
+
+        Args:
+            options: The constructor's arguments that a config gives.
+            where: Place of the data set in the config; begins the message.
+
+        Raises:
+            ConfigError: For the first mistake.
+        """
 
     @abstractmethod
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ LARGEST_JSON = 16 << 20  # bytes of a config
 DEEPEST_JSON = 64  # dicts and lists inside each other
 
 NO_SPACE = "free some space"
+NO_INODES = "remove some files (no inode is left for another file, though bytes may be)"
 NOT_ALLOWED = "change the permissions"
 IN_THE_WAY = "move aside the file that is in the way"
 REMEDIES = {
@@ -39,7 +40,16 @@ class CannotWrite(UserError):
 
 def remedy(error: OSError) -> str:
     """Return what a person can do about a file that cannot be written, as "free some space"."""
+    if error.errno == errno.ENOSPC and error.filename and no_inode_left(Path(error.filename)):
+        return NO_INODES
     return REMEDIES.get(error.errno or 0, "look at the disk")
+
+
+def no_inode_left(path: Path) -> bool:
+    """Whether the file system of a path counts its files and has room for no other."""
+    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+    counts = os.statvfs(existing)
+    return counts.f_files > 0 and counts.f_favail == 0
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:

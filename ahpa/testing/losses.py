@@ -126,6 +126,8 @@ def _value(
     """Return the sum of a pair loss's items; `own` includes those that no weight scales."""
     result = loss(pred, target)
     parts = result if isinstance(result, Mapping) else {"": result}
+    listed = tuple(result) if isinstance(result, Mapping) else ()
+    assert listed == loss.items, f"`items` says {loss.items}, but {listed} are returned"
     chosen = []
     for name, part in parts.items():
         assert part.ndim == 0, "a pair loss returns 0-d tensors"
