@@ -122,6 +122,7 @@ def test_a_scale_may_change_another_one(tmp_path):
         ({"training": {"iteration": 3}}, "training has no option 'iteration'"),
         ({"training": {"iterations": 0}}, "training.iterations: must be a positive integer"),
         ({"references": {"*": 5}}, r"references.\*: must be a file"),
+        ({"prompts": {"coco": 5}}, "prompts.coco must be a text file, got 5"),
         ({"base": "self.json"}, "a scale is its own base"),
     ],
 )
@@ -141,6 +142,10 @@ def test_mistakes_in_a_scale(tmp_path, content, message):
         (["D.17", "--seeds", "0"], "--seeds: must be an integer in 1..100"),
         (["D.17", "--cell", "x"], "--cell: has no meaning without --run"),
         (["D.17", "--rows", "nothing"], "has no such row; it has: Exp 1"),
+        (
+            ["D.17", "--rows", "router-lut", "--run", "--prompts", "x.txt"],
+            "prompts: ahpa_sit-b_router-lut takes classes",
+        ),
         (["D.17", "--processes", "2"], "--processes: needs --launcher"),
     ],
 )
@@ -293,6 +298,35 @@ def test_a_missing_reference_is_found_before_anything_is_run(scale, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/imagenet\.npz is missing.*ahpa reference"):
         run(plan, commands)
     assert commands.seen == []
+
+
+def test_captions_are_passed_on_and_change_the_measurement(scale, tmp_path):
+    """Of a scale or --prompts; other tables, and a scale without them, are as they were."""
+    before = plan_of(scale, tmp_path, name="5", rows=("repa_mmdit",), seeds=1)
+    file = tmp_path / "captions.txt"
+    scale.write_text(json.dumps({**TINY, "prompts": {"coco": str(file)}}))
+    plan = plan_of(scale, tmp_path, name="5", rows=("repa_mmdit",), seeds=1)
+    (old,), (own,) = before.measured[0], plan.measured[0]
+    assert own.command()[-2:] == ["--prompts", str(file)] and "--prompts" not in old.command()
+    assert own.path != old.path and own.protocol_path == old.protocol_path
+    given = dict(prompts="mine.txt", reference="x.npz")
+    other = plan_of(scale, tmp_path, name="5", rows=("repa_mmdit",), seeds=1, **given)
+    assert other.measured[0][0].command()[-2:] == ["--prompts", "mine.txt"]
+    assert plan_of(scale, tmp_path, rows=("lut",), seeds=1).prompts is None
+    assert load_scale("demo").prompts == {} and list(load_scale("paper").prompts) == ["coco"]
+
+
+def test_missing_captions_are_found_before_anything_is_run(scale, tmp_path):
+    file = tmp_path / "captions.txt"
+    options = dict(name="5", rows=("repa_mmdit",), seeds=1, prompts=str(file))
+    plan = plan_of(scale, tmp_path, **options)
+    commands = Commands(plan)
+    with pytest.raises(UserError, match=r"captions\.txt is missing.*captions_val2014\.json"):
+        run(plan, commands)
+    file.write_text(" \n")
+    with pytest.raises(UserError, match="is empty; it must hold one prompt a line"):
+        run(plan, commands)
+    assert commands.seen == [] and not plan.reference.exists()
 
 
 def test_one_cell_alone(scale, tmp_path):

@@ -155,6 +155,7 @@ class Measurement:
             data = self.needs[0].options.get("data")
             own += ["--data", str(data)] if data else []
             return ["analyze", "gsnr", run, "--out", str(self.path.parent), *own]
+        prompts = self.options.get("prompts")
         return [
             "evaluate",
             run,
@@ -166,6 +167,7 @@ class Measurement:
             str(self.options["seed"]),
             "--out",
             str(self.path),
+            *(["--prompts", str(prompts)] if prompts else []),
         ]
 
     @property
@@ -236,6 +238,8 @@ class Plan:
         reference: File of the reference set; None if nothing is sampled.
         drawn: How many images of the training data make the reference; None for a file that must
             be there.
+        prompts: File of the prompts that are sampled; None for those of the checkpoint, or if
+            nothing is sampled.
     """
 
     table: Table
@@ -245,6 +249,7 @@ class Plan:
     measured: Mapping[int, tuple[Measurement, ...]]
     reference: Path | None
     drawn: int | None = None
+    prompts: Path | None = None
 
     def cells(self) -> dict[str, list[Measurement]]:
         """Return {name of a cell: its measurements}, all of one seed before those of the next.
@@ -282,6 +287,7 @@ def make_plan(
     data: str | None = None,
     vae: str | None = None,
     reference: str | None = None,
+    prompts: str | None = None,
 ) -> Plan:
     """Return what a table needs at a scale. Nothing is read but the checkpoints' names.
 
@@ -293,6 +299,7 @@ def make_plan(
         data: Training data instead of the scale's.
         vae: Autoencoder instead of the scale's.
         reference: Reference set instead of the scale's.
+        prompts: File of prompts instead of the scale's.
 
     Raises:
         UserError: If the scale has no reference for the table, or a work dir belongs to another
@@ -309,6 +316,8 @@ def make_plan(
     source = (reference or scale.reference(table)) if sampled else None
     place = reference_place(table, source, own, options)
     drawn = None if not isinstance(source, Mapping) else source["training_data"]
+    asked = (prompts or scale.prompts.get(table.reference)) if sampled else None
+    prompted = None if asked is None else Path(asked).expanduser()
 
     def training(config: str, row: Row, seed: int) -> Training:
         length = scale.iterations(row)
@@ -332,6 +341,7 @@ def make_plan(
                     "protocol": protocol,
                     "reference": str(place),
                     "seed": scale.sampling_seed + seed,
+                    **({"prompts": str(prompted)} if prompted else {}),
                 }
                 path = run.work_dir / RESULTS / f"{digest(request)}.json"
                 found.append(Measurement("evaluation", run.name, (run,), request, path))
@@ -343,7 +353,7 @@ def make_plan(
                 path = runs[-1].work_dir / "analysis" / folder_name / "gsnr.json"
                 found.append(Measurement("gsnr", runs[-1].name, tuple(runs), scale.gsnr, path))
         measured[number] = tuple(found)
-    plan = Plan(table, scale, own, seeds, measured, place, drawn)
+    plan = Plan(table, scale, own, seeds, measured, place, drawn, prompted)
     for run in plan.trainings():
         run.check()
     return plan

@@ -497,12 +497,15 @@ def open_images(
 
 
 def read_prompts(path: Path | str) -> list[str]:
-    """Read one prompt a line. Raises UserError if the file cannot be read."""
+    """Read one prompt a line. Raises UserError if the file cannot be read or is empty."""
     file = user_path(path, "prompts")
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts: {file} cannot be read ({error}).") from error
+    if not text.strip():
+        raise UserError(f"prompts: {file} is empty; it must hold one prompt a line.")
+    return text.removesuffix("\n").split("\n")  # splitlines() would also split at U+2028
 
 
 # ---- writing --------------------------------------------------------------------------------
