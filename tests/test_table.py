@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import t as student
 from support.runs import ROOT, call, environment
 
@@ -274,6 +275,46 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(scale, tmp_path):
     assert [words[0] for words in again.seen] == ["train", "evaluate"]
     assert "ahpa_sit-b_router-lut_seed-1" in " ".join(again.seen[0])
     assert run(plan, Commands(plan)) == {} and not plan.missing()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["error: no weights", "E11 failed (exitcode: 2)"], "error: no weights"),
+        (["[rank1]: RuntimeError: no room", "E11 failed"], "[rank1]: RuntimeError: no room"),
+        (["ValueError: odd"], "ValueError: odd"),
+        (["iter 5", "Killed"], "Killed"),
+    ],
+)
+def test_a_failed_command_is_quoted_rather_than_torchruns_report(tmp_path, said, words):
+    """As torchrun of torch 2.15 writes it: its own last lines hold the word "error", too."""
+    report = [
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+        "  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html",
+        "=" * 60,
+    ]
+    lines = ["$ ahpa evaluate before", "error: of another command", "$ ahpa train x", *said]
+    log = tmp_path / "x.log"
+    log.write_text("\n".join([*lines, *(report if "Killed" not in said else [])]) + "\n")
+    assert table_cells.last_words(log) == words
+
+
+def test_a_training_image_that_cannot_be_read_is_not_replaced_in_the_reference(tmp_path):
+    """A data set passes on to the next picture; a reference with that one twice is no reference."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    folder = tmp_path / "data" / "a"
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    data = dict(type="ImageFolder", root=str(tmp_path / "data"), flip=True)
+    config = {"train_dataloader": {"dataset": data}, "model": {"resolution": 8}}
+    out = tmp_path / "reference.npz"
+    table_runs.make_training_reference(out, config, 3)
+    assert np.array_equal(np.load(out)["arr_0"], pixels[[0, 1, 2]])
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"1\.png cannot be read"):
+        table_runs.make_training_reference(tmp_path / "other.npz", config, 3)
+    assert not (tmp_path / "other.npz").exists()
 
 
 def test_a_kill_between_training_and_evaluation_trains_nothing_twice(scale, tmp_path):

@@ -5,6 +5,7 @@ another process trains is waited for.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from ..registry.locations import PACKAGE
 from .table_runs import Measurement, Plan, Training, make_training_reference
 
 WAIT = 5  # seconds between looks at a work dir that is in use
+ERROR = re.compile(r"(\[rank\d+\]: )?(error: |(?!torch\.distributed\.elastic)[\w.]+Error\b)")
 TERMINATED = 128 + signal.SIGTERM  # exit code of a process that SIGTERM ended
 
 Execute = Callable[[Sequence[str], Path], int]
@@ -187,10 +189,14 @@ def call(execute: Execute, command: Sequence[str], log: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """Return the last error in a log, or its last line."""
+    """Return the last error of the last command in a log, or its last line.
+
+    What a command says of its own mistake comes before the report that torchrun adds.
+    """
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     own = lines[max(n for n, line in enumerate(lines) if line.startswith("$ ")) :]
-    errors = [line for line in own if "error" in line.lower()]
+    errors = [line for line in own if ERROR.match(line)]
+    errors = errors or [line for line in own if "error" in line.lower()]
     return printable((errors or own)[-1].strip()[:300])
 
 

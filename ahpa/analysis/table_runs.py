@@ -6,21 +6,18 @@ any point and continued.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..engine import checkpoint
 from ..engine.plain import to_plain
 from ..evaluation.images import write_npz
 from ..evaluation.protocol import EvaluationResult, load_result
-from ..registry import DATASETS, UserError, build
-from ..registry.contracts import Dataset
+from ..registry import UserError
 from ..registry.files import read_json, write_file
+from .evaluate import TrainingReference
 from .tables import COSTS, GSNR, SAMPLED, Row, Scale, Table, digest
 
 RECORD = "table.json"  # in a work dir: how the table's scale trained it
@@ -28,6 +25,7 @@ RESULTS = "tables"  # in a work dir: results by what was asked for; `evaluations
 GSNR_NAMES = {"gsnr_high_noise": "high_noise", "gsnr_low_noise": "low_noise", "gsnr_avg": "mean"}
 USUAL_LENGTHS = (400_000, 150_000)  # of the recipes: work dirs of other lengths name theirs
 MILLION = 1e6
+REFERENCE_BATCH = 64  # images in memory while a reference is written
 
 
 @dataclass(frozen=True)
@@ -417,14 +415,9 @@ def make_training_reference(path: Path, config: Mapping[str, Any], count: int) -
         count: Number of images; all of a smaller data set.
 
     Raises:
-        UserError: If the data set is not there or the file cannot be written.
+        UserError: If the data set is not there, an image cannot be read, or the file cannot be
+            written.
     """
-    section = dict(config["train_dataloader"]["dataset"])
-    if "flip" in section:
-        section["flip"] = False
-    side = config["model"]["resolution"]
-    dataset: Dataset = build(DATASETS, section, where="train_dataloader.dataset", resolution=side)
-    number = min(count, len(dataset))
-    chosen = np.linspace(0, len(dataset), number, endpoint=False).astype(int).tolist()
-    images: Iterable[torch.Tensor] = (dataset[index]["image"][None] for index in chosen)
-    write_npz(path, images, count=number, size=(side, side))
+    images = TrainingReference(config, most=count).images
+    pictures = (batch.images for batch in images.batches(REFERENCE_BATCH))
+    write_npz(path, pictures, count=len(images), size=images.size)
