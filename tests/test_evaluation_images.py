@@ -18,6 +18,7 @@ from ahpa.evaluation.images import (
     UINT8_RULES,
     Batch,
     open_images,
+    read_prompts,
     share,
     to_uint8,
     write_npz,
@@ -163,6 +164,25 @@ def test_other_arrays_are_refused(array, words, ending, tmp_path):
         np.save(path, array)
     with pytest.raises(UserError, match=words):
         open_images(path)
+
+
+def test_a_compressed_file_with_a_wrong_byte_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, arr_0=pixels(200) // 16)
+    content = bytearray(path.read_bytes())
+    content[20_000:20_060] = b"\xff" * 60  # no block of deflate begins so
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"arr_0 of .*x\.npz is damaged: .*invalid block type"):
+        list(open_images(path).batches(50))
+
+
+def test_only_ends_of_lines_separate_prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\u2028b\x85c\r\n\nd\n", encoding="utf-8")
+    assert read_prompts(path) == ["a\u2028b\x85c", "", "d"]
+    path.write_text("\n \n")
+    with pytest.raises(UserError, match=r"prompts\.txt is empty; it must hold one prompt a line"):
+        read_prompts(path)
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import t as student
 from support.runs import ROOT, call, environment
 
@@ -123,6 +124,7 @@ def test_a_scale_may_change_another_one(tmp_path):
         ({"training": {"iteration": 3}}, "training has no option 'iteration'"),
         ({"training": {"iterations": 0}}, "training.iterations: must be a positive integer"),
         ({"references": {"*": 5}}, r"references.\*: must be a file"),
+        ({"prompts": {"coco": 5}}, "prompts.coco must be a text file, got 5"),
         ({"base": "self.json"}, "a scale is its own base"),
     ],
 )
@@ -142,6 +144,10 @@ def test_mistakes_in_a_scale(tmp_path, content, message):
         (["D.17", "--seeds", "0"], "--seeds: must be an integer in 1..100"),
         (["D.17", "--cell", "x"], "--cell: has no meaning without --run"),
         (["D.17", "--rows", "nothing"], "has no such row; it has: Exp 1"),
+        (
+            ["D.17", "--rows", "router-lut", "--run", "--prompts", "x.txt"],
+            "prompts: ahpa_sit-b_router-lut takes classes",
+        ),
         (["D.17", "--processes", "2"], "--processes: needs --launcher"),
         (["D.17", "--report", "page.pdf"], "--report: must end in .html"),
         (["D.17", "--run", "--dry-run", "--report", "p.html"], "--report: is written with a table"),
@@ -274,6 +280,46 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(scale, tmp_path):
     assert run(plan, Commands(plan)) == {} and not plan.missing()
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["error: no weights", "E11 failed (exitcode: 2)"], "error: no weights"),
+        (["[rank1]: RuntimeError: no room", "E11 failed"], "[rank1]: RuntimeError: no room"),
+        (["ValueError: odd"], "ValueError: odd"),
+        (["iter 5", "Killed"], "Killed"),
+    ],
+)
+def test_a_failed_command_is_quoted_rather_than_torchruns_report(tmp_path, said, words):
+    """As torchrun of torch 2.15 writes it: its own last lines hold the word "error", too."""
+    report = [
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+        "  traceback : To enable traceback see: https://pytorch.org/docs/elastic/errors.html",
+        "=" * 60,
+    ]
+    lines = ["$ ahpa evaluate before", "error: of another command", "$ ahpa train x", *said]
+    log = tmp_path / "x.log"
+    log.write_text("\n".join([*lines, *(report if "Killed" not in said else [])]) + "\n")
+    assert table_cells.last_words(log) == words
+
+
+def test_a_training_image_that_cannot_be_read_is_not_replaced_in_the_reference(tmp_path):
+    """A data set passes on to the next picture; a reference with that one twice is no reference."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    folder = tmp_path / "data" / "a"
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    data = dict(type="ImageFolder", root=str(tmp_path / "data"), flip=True)
+    config = {"train_dataloader": {"dataset": data}, "model": {"resolution": 8}}
+    out = tmp_path / "reference.npz"
+    table_runs.make_training_reference(out, config, 3)
+    assert np.array_equal(np.load(out)["arr_0"], pixels[[0, 1, 2]])
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"1\.png cannot be read"):
+        table_runs.make_training_reference(tmp_path / "other.npz", config, 3)
+    assert not (tmp_path / "other.npz").exists()
+
+
 def test_a_kill_between_training_and_evaluation_trains_nothing_twice(scale, tmp_path):
     plan = plan_of(scale, tmp_path, rows=("lut",), seeds=1)
     run(plan, Commands(plan))
@@ -296,6 +342,35 @@ def test_a_missing_reference_is_found_before_anything_is_run(scale, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/imagenet\.npz is missing.*ahpa reference"):
         run(plan, commands)
     assert commands.seen == []
+
+
+def test_captions_are_passed_on_and_change_the_measurement(scale, tmp_path):
+    """Of a scale or --prompts; other tables, and a scale without them, are as they were."""
+    before = plan_of(scale, tmp_path, name="5", rows=("repa_mmdit",), seeds=1)
+    file = tmp_path / "captions.txt"
+    scale.write_text(json.dumps({**TINY, "prompts": {"coco": str(file)}}))
+    plan = plan_of(scale, tmp_path, name="5", rows=("repa_mmdit",), seeds=1)
+    (old,), (own,) = before.measured[0], plan.measured[0]
+    assert own.command()[-2:] == ["--prompts", str(file)] and "--prompts" not in old.command()
+    assert own.path != old.path and own.protocol_path == old.protocol_path
+    given = dict(prompts="mine.txt", reference="x.npz")
+    other = plan_of(scale, tmp_path, name="5", rows=("repa_mmdit",), seeds=1, **given)
+    assert other.measured[0][0].command()[-2:] == ["--prompts", "mine.txt"]
+    assert plan_of(scale, tmp_path, rows=("lut",), seeds=1).prompts is None
+    assert load_scale("demo").prompts == {} and list(load_scale("paper").prompts) == ["coco"]
+
+
+def test_missing_captions_are_found_before_anything_is_run(scale, tmp_path):
+    file = tmp_path / "captions.txt"
+    options = dict(name="5", rows=("repa_mmdit",), seeds=1, prompts=str(file))
+    plan = plan_of(scale, tmp_path, **options)
+    commands = Commands(plan)
+    with pytest.raises(UserError, match=r"captions\.txt is missing.*captions_val2014\.json"):
+        run(plan, commands)
+    file.write_text(" \n")
+    with pytest.raises(UserError, match="is empty; it must hold one prompt a line"):
+        run(plan, commands)
+    assert commands.seen == [] and not plan.reference.exists()
 
 
 def test_one_cell_alone(scale, tmp_path):

@@ -5,6 +5,7 @@ another process trains is waited for.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..engine import lock
+from ..evaluation.images import read_prompts
 from ..registry import UserError
 from ..registry.errors import printable
 from ..registry.locations import PACKAGE
 from .table_runs import Measurement, Plan, Training, make_training_reference
 
 WAIT = 5  # seconds between looks at a work dir that is in use
+ERROR = re.compile(r"(\[rank\d+\]: )?(error: |(?!torch\.distributed\.elastic)[\w.]+Error\b)")
 TERMINATED = 128 + signal.SIGTERM  # exit code of a process that SIGTERM ended
 
 Execute = Callable[[Sequence[str], Path], int]
@@ -92,13 +95,15 @@ def run_plan(
         {name of a cell: why it failed}.
 
     Raises:
-        UserError: Before anything is run: the reference is missing, or there is no such cell.
+        UserError: Before anything is run: the reference or the prompts are missing, or there is no
+            such cell.
     """
     cells = plan.missing()
     if only is not None:
         if only not in plan.cells():
             raise UserError(f"--cell: Table {plan.table.name} has no cell {only!r}.")
         cells = {name: own for name, own in cells.items() if name == only}
+    check_prompts(plan)
     make_reference(plan, resolve, say)
     failures: dict[str, str] = {}
     clock = Clock(work(cells))
@@ -184,10 +189,14 @@ def call(execute: Execute, command: Sequence[str], log: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """Return the last error in a log, or its last line."""
+    """Return the last error of the last command in a log, or its last line.
+
+    What a command says of its own mistake comes before the report that torchrun adds.
+    """
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     own = lines[max(n for n, line in enumerate(lines) if line.startswith("$ ")) :]
-    errors = [line for line in own if "error" in line.lower()]
+    errors = [line for line in own if ERROR.match(line)]
+    errors = errors or [line for line in own if "error" in line.lower()]
     return printable((errors or own)[-1].strip()[:300])
 
 
@@ -207,14 +216,32 @@ def wait_until_free(work_dir: Path, head: str, say: Say) -> None:
             return
 
 
+def samples_missing(plan: Plan) -> bool:
+    """Whether samples are still to be drawn and evaluated."""
+    return any(m.kind == "evaluation" for own in plan.missing().values() for m in own)
+
+
+def check_prompts(plan: Plan) -> None:
+    """Check that the prompts can be read, if they are needed. Raises UserError."""
+    if plan.prompts is None or not samples_missing(plan):
+        return
+    if not plan.prompts.exists():
+        raise UserError(
+            f"prompts: {plan.prompts} is missing. Table {plan.table.name} samples the captions of "
+            f"{plan.table.reference!r}, one a line. Fetch COCO's annotations_trainval2014.zip and "
+            "make the file of its captions_val2014.json as docs/tables.md says; put it there, or "
+            "give --prompts FILE."
+        )
+    read_prompts(plan.prompts)
+
+
 def make_reference(plan: Plan, resolve: Resolve, say: Say) -> None:
     """Make the reference from training data if the scale says so.
 
     Raises:
         UserError: If a file that the scale names is missing.
     """
-    needed = any(m.kind == "evaluation" for own in plan.missing().values() for m in own)
-    if plan.reference is None or not needed or plan.reference.exists():
+    if plan.reference is None or not samples_missing(plan) or plan.reference.exists():
         return
     if plan.drawn is None:
         raise UserError(

@@ -6,21 +6,18 @@ any point and continued.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..engine import checkpoint
 from ..engine.plain import to_plain
 from ..evaluation.images import write_npz
 from ..evaluation.protocol import EvaluationResult, load_result
-from ..registry import DATASETS, UserError, build
-from ..registry.contracts import Dataset
+from ..registry import UserError
 from ..registry.files import read_json, write_file
+from .evaluate import TrainingReference
 from .tables import COSTS, GSNR, SAMPLED, Row, Scale, Table, digest
 
 RECORD = "table.json"  # in a work dir: how the table's scale trained it
@@ -28,6 +25,7 @@ RESULTS = "tables"  # in a work dir: results by what was asked for; `evaluations
 GSNR_NAMES = {"gsnr_high_noise": "high_noise", "gsnr_low_noise": "low_noise", "gsnr_avg": "mean"}
 USUAL_LENGTHS = (400_000, 150_000)  # of the recipes: work dirs of other lengths name theirs
 MILLION = 1e6
+REFERENCE_BATCH = 64  # images in memory while a reference is written
 
 
 @dataclass(frozen=True)
@@ -155,6 +153,7 @@ class Measurement:
             data = self.needs[0].options.get("data")
             own += ["--data", str(data)] if data else []
             return ["analyze", "gsnr", run, "--out", str(self.path.parent), *own]
+        prompts = self.options.get("prompts")
         return [
             "evaluate",
             run,
@@ -166,6 +165,7 @@ class Measurement:
             str(self.options["seed"]),
             "--out",
             str(self.path),
+            *(["--prompts", str(prompts)] if prompts else []),
         ]
 
     @property
@@ -236,6 +236,8 @@ class Plan:
         reference: File of the reference set; None if nothing is sampled.
         drawn: How many images of the training data make the reference; None for a file that must
             be there.
+        prompts: File of the prompts that are sampled; None for those of the checkpoint, or if
+            nothing is sampled.
     """
 
     table: Table
@@ -245,6 +247,7 @@ class Plan:
     measured: Mapping[int, tuple[Measurement, ...]]
     reference: Path | None
     drawn: int | None = None
+    prompts: Path | None = None
 
     def cells(self) -> dict[str, list[Measurement]]:
         """Return {name of a cell: its measurements}, all of one seed before those of the next.
@@ -282,6 +285,7 @@ def make_plan(
     data: str | None = None,
     vae: str | None = None,
     reference: str | None = None,
+    prompts: str | None = None,
 ) -> Plan:
     """Return what a table needs at a scale. Nothing is read but the checkpoints' names.
 
@@ -293,6 +297,7 @@ def make_plan(
         data: Training data instead of the scale's.
         vae: Autoencoder instead of the scale's.
         reference: Reference set instead of the scale's.
+        prompts: File of prompts instead of the scale's.
 
     Raises:
         UserError: If the scale has no reference for the table, or a work dir belongs to another
@@ -309,6 +314,8 @@ def make_plan(
     source = (reference or scale.reference(table)) if sampled else None
     place = reference_place(table, source, own, options)
     drawn = None if not isinstance(source, Mapping) else source["training_data"]
+    asked = (prompts or scale.prompts.get(table.reference)) if sampled else None
+    prompted = None if asked is None else Path(asked).expanduser()
 
     def training(config: str, row: Row, seed: int) -> Training:
         length = scale.iterations(row)
@@ -332,6 +339,7 @@ def make_plan(
                     "protocol": protocol,
                     "reference": str(place),
                     "seed": scale.sampling_seed + seed,
+                    **({"prompts": str(prompted)} if prompted else {}),
                 }
                 path = run.work_dir / RESULTS / f"{digest(request)}.json"
                 found.append(Measurement("evaluation", run.name, (run,), request, path))
@@ -343,7 +351,7 @@ def make_plan(
                 path = runs[-1].work_dir / "analysis" / folder_name / "gsnr.json"
                 found.append(Measurement("gsnr", runs[-1].name, tuple(runs), scale.gsnr, path))
         measured[number] = tuple(found)
-    plan = Plan(table, scale, own, seeds, measured, place, drawn)
+    plan = Plan(table, scale, own, seeds, measured, place, drawn, prompted)
     for run in plan.trainings():
         run.check()
     return plan
@@ -407,14 +415,9 @@ def make_training_reference(path: Path, config: Mapping[str, Any], count: int) -
         count: Number of images; all of a smaller data set.
 
     Raises:
-        UserError: If the data set is not there or the file cannot be written.
+        UserError: If the data set is not there, an image cannot be read, or the file cannot be
+            written.
     """
-    section = dict(config["train_dataloader"]["dataset"])
-    if "flip" in section:
-        section["flip"] = False
-    side = config["model"]["resolution"]
-    dataset: Dataset = build(DATASETS, section, where="train_dataloader.dataset", resolution=side)
-    number = min(count, len(dataset))
-    chosen = np.linspace(0, len(dataset), number, endpoint=False).astype(int).tolist()
-    images: Iterable[torch.Tensor] = (dataset[index]["image"][None] for index in chosen)
-    write_npz(path, images, count=number, size=(side, side))
+    images = TrainingReference(config, most=count).images
+    pictures = (batch.images for batch in images.batches(REFERENCE_BATCH))
+    write_npz(path, pictures, count=len(images), size=images.size)

@@ -120,6 +120,8 @@ class Scale:
         metrics: {reference of a table, or "*": metrics that are computed}.
         figures: {figure of the paper: ours}; None if nothing stands beside it.
         references: {reference of a table, or "*": a file, or {"training_data": number}}.
+        prompts: {reference of a table: text file with one prompt a line}, for models of text; of
+            the others the checkpoint's own prompts are used.
         gsnr: Options `num`, `batch` and `bins` of ahpa analyze gsnr.
         cost: Options `steps` and `batch` of ahpa analyze cost; 0 steps measure no speed.
         throughput: `gmac_per_second` of the `machine` that hours are estimated for.
@@ -136,6 +138,7 @@ class Scale:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, str | None] = field(default_factory=dict)
     references: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[str, Any] = field(default_factory=dict)
     gsnr: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
     throughput: Mapping[str, Any] = field(default_factory=dict)
@@ -328,7 +331,7 @@ def check_scale(scale: Scale) -> None:
         for key in section:
             if key not in valid:
                 raise ConfigError(f"{where}: {name} has no option {key!r}{nearest(key, valid)}")
-    for name in ("protocol", "references", "metrics"):
+    for name in ("protocol", "references", "prompts", "metrics"):
         if not isinstance(vars(scale)[name], Mapping):
             raise ConfigError(f"{where}: {name} must be an object, got {vars(scale)[name]!r}.")
     if scale.training.get("iterations") is not None:
@@ -345,6 +348,9 @@ def check_scale(scale: Scale) -> None:
     for key, metrics in scale.metrics.items():
         if not isinstance(metrics, list) or not metrics:
             raise ConfigError(f"{where}: metrics.{key} must be a list of names, got {metrics!r}.")
+    for key, file in scale.prompts.items():
+        if not isinstance(file, str) or not file:
+            raise ConfigError(f"{where}: prompts.{key} must be a text file, got {file!r}.")
     for key, reference in scale.references.items():
         drawn = isinstance(reference, Mapping) and set(reference) == {"training_data"}
         if drawn:

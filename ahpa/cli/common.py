@@ -14,12 +14,25 @@ PAGES = (".html", ".htm")  # endings of a web page
 
 
 def report_mistake(error: UserError | BrokenPipeError) -> int:
-    """Print a user's mistake as one line and return the exit code: 2, or 0 for a closed pipe."""
+    """Print a user's mistake as one line and return the exit code: 2, or 0 for a closed pipe.
+
+    Of the processes that torchrun started, only the first one prints it.
+    """
     if isinstance(error, BrokenPipeError):  # of our output, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    print(f"error: {error}", file=sys.stderr)
+    say_once(f"error: {error}")
     return 2
+
+
+def say_once(text: str) -> None:
+    """Print a line to standard error, unless another process of torchrun has done so."""
+    if "TORCHELASTIC_USE_AGENT_STORE" in os.environ:
+        from ..engine.distributed import first_to_say
+
+        if not first_to_say(text):
+            return
+    print(text, file=sys.stderr, flush=True)
 
 
 def run_command(run: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
@@ -37,7 +50,7 @@ def run_command(run: Callable[[Sequence[str] | None], int], arguments: Sequence[
     except (UserError, BrokenPipeError) as error:
         return report_mistake(error)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C.", file=sys.stderr)
+        say_once("stopped by Ctrl-C.")
         return STOPPED
 
 

@@ -61,6 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="DIR", help="training data instead of the scale's")
     add("--vae", metavar="ID_OR_PATH", help="autoencoder instead of the scale's")
     add("--reference", metavar="FILE", help="reference set instead of the scale's")
+    add("--prompts", metavar="FILE", help="one prompt a line, for tables of text to image")
     add("--work-dir", default="work_dirs/tables", metavar="DIR", help="default work_dirs/tables")
     add("--force", action="store_true", help="show figures of unlike protocols side by side")
     add("--format", choices=FORMATS, help="default text, or what the ending of --out says")
@@ -101,7 +102,7 @@ def run(arguments: Sequence[str] | None = None, *, execute: "Execute | None" = N
     if not args.run:
         return show_state(args, plan)
     configs = resolved(plan)
-    check_run(plan)
+    check_run(plan, configs)
     if args.launcher == "slurm":
         return submit(args, plan, configs)
     failures = run_cells(args, plan, configs, execute)
@@ -122,6 +123,7 @@ def check_options(args: argparse.Namespace) -> None:
         data=args.data,
         vae=args.vae,
         reference=args.reference,
+        prompts=args.prompts,
         work_dir=args.work_dir,
         cell=args.cell,
     )
@@ -173,6 +175,7 @@ def plan_of(args: argparse.Namespace, table: "Table", scale: "Scale") -> "Plan":
         data=args.data,
         vae=args.vae,
         reference=args.reference,
+        prompts=args.prompts,
     )
 
 
@@ -197,10 +200,18 @@ def resolved(plan: "Plan") -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_run(plan: "Plan") -> None:
-    """Check the metrics and protocols of a plan. Raises UserError."""
+def check_run(plan: "Plan", configs: "Mapping[str, dict[str, Any]]") -> None:
+    """Check the metrics, protocols and prompts of a plan. Raises UserError."""
     from ..analysis.protocols import read_protocol
     from ..evaluation.metrics import build_metrics
+    from ..registry import BACKBONES
+
+    for name, config in configs.items():
+        takes = BACKBONES.get(config["model"]["backbone"]["type"]).takes
+        if plan.prompts is not None and takes != "prompts":
+            raise UserError(
+                f"prompts: {name} takes {takes}; leave out --prompts, or `prompts` of the scale."
+            )
 
     for measurements in plan.measured.values():
         for measurement in measurements:
@@ -264,7 +275,7 @@ def process_count(args: argparse.Namespace) -> int:
 
 def submit(args: argparse.Namespace, plan: "Plan", configs: "Mapping[str, dict[str, Any]]") -> int:
     """Write the array job of the missing cells, and submit it unless --dry-run is given."""
-    from ..analysis.table_cells import make_reference, slurm_script, submit
+    from ..analysis.table_cells import check_prompts, make_reference, slurm_script, submit
     from ..registry.files import write_file
 
     cells = list(plan.missing())
@@ -275,6 +286,7 @@ def submit(args: argparse.Namespace, plan: "Plan", configs: "Mapping[str, dict[s
     if args.dry_run:
         print(script, end="")
         return 0
+    check_prompts(plan)
     make_reference(plan, lambda training: configs[training.config], say)
     path = plan.folder / f"table_{plan.table.name}.sbatch"
     write_file(path, script.encode())
@@ -290,7 +302,7 @@ def cell_command(args: argparse.Namespace) -> list[str]:
     scale = str(Path(args.scale).resolve()) if args.scale.endswith(".json") else args.scale
     command = [sys.executable, "-m", "ahpa.cli.main", "table", args.table, "--run"]
     command += ["--scale", scale, "--seeds", str(args.seeds), "--work-dir", args.work_dir]
-    for name in ("data", "vae", "reference"):
+    for name in ("data", "vae", "reference", "prompts"):
         if vars(args)[name]:
             command += [f"--{name}", vars(args)[name]]
     if args.processes and args.processes > 1:

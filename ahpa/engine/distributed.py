@@ -1,8 +1,11 @@
 """Several processes: joining them, agreeing on a flag, and means over all ranks."""
 
 import atexit
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +16,19 @@ from ..registry import UserError
 Result = TypeVar("Result")
 
 LAUNCHERS = ("none", "pytorch", "slurm")
+STORE_TIMEOUT = timedelta(seconds=5)  # for torchrun's store to answer
+
+
+@contextmanager
+def alive() -> Iterator[None]:
+    """Turn the RuntimeError of an exchange with a process that has died into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            "another process of this command has ended (killed, perhaps for lack of memory) or no "
+            "longer answers; its own message says why. What is written stays: start it again."
+        ) from error
 
 
 class Processes:
@@ -67,13 +83,15 @@ class Processes:
         if not self.several:
             return flag
         agreed = torch.tensor([int(flag)])
-        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.control)
+        with alive():
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.control)
         return bool(agreed.item())
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a CPU tensor over all processes."""
         if self.several:
-            dist.all_reduce(values, group=self.control)
+            with alive():
+                dist.all_reduce(values, group=self.control)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -81,7 +99,8 @@ class Processes:
         if not self.several:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.control)
+        with alive():
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def from_first(self, value: Any) -> Any:
@@ -89,7 +108,8 @@ class Processes:
         if not self.several:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.control)
+        with alive():
+            dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
     def on_first(self, action: Callable[[], Result]) -> Result:
@@ -112,10 +132,33 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.several:
-            dist.barrier(group=self.control)
+            with alive():
+                dist.barrier(group=self.control)
 
 
 def leave() -> None:
     """Leave the process group, unless something else has done so."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other process that torchrun started together with this one has said a text yet.
+
+    All processes make the same mistake, often before they are joined. So they ask torchrun's own
+    store, which outlives them. Without torchrun, or if its store does not answer, each may speak.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    key = f"ahpa/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{digest}"
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            wait_for_workers=False,
+            timeout=STORE_TIMEOUT,
+        )
+        return bool(store.add(key, 1) == 1)
+    except (KeyError, ValueError, RuntimeError):
+        return True

@@ -3,8 +3,10 @@ pictures. And how images of floats become 8 bits, which moves figures by as much
 
 import hashlib
 import logging
+import math
 import warnings
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -226,11 +228,7 @@ def image_header(file: BinaryIO, what: str, length: int) -> ArrayHeader:
         raise UserError(f"{what} has the shape {shape}, expected [N, H, W, 3]{hint}.")
     if header.by_columns:
         raise UserError(f"{what} is stored by columns; save it in C order.")
-    expected = header.offset
-    size = 1
-    for side in shape:
-        size *= side
-    expected += size
+    expected = header.offset + math.prod(shape)
     if length != expected:
         raise UserError(
             f"{what} has {length} bytes, but its header promises {expected}: it is truncated or "
@@ -327,7 +325,13 @@ def opened_member(path: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             yield file, archive.getinfo(f"{name}.npy").file_size  # type: ignore[misc]
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         reason = printable(str(error))[:200]
         raise UserError(f"{name} of {path} is damaged: {reason}.") from error
 
@@ -346,9 +350,7 @@ def read_array(path: Path, name: str, *, most: int) -> np.ndarray:
     what = f"{name} of {path}"
     with opened_member(path, name) as (file, length):
         header = read_header(file, what)
-        size = header.dtype.itemsize
-        for side in header.shape:
-            size *= side
+        size = header.dtype.itemsize * math.prod(header.shape)
         if length - header.offset != size or size > most:
             raise UserError(
                 f"{what} has {length} bytes, but its header promises {header.offset + size}."
@@ -497,12 +499,15 @@ def open_images(
 
 
 def read_prompts(path: Path | str) -> list[str]:
-    """Read one prompt a line. Raises UserError if the file cannot be read."""
+    """Read one prompt a line. Raises UserError if the file cannot be read or is empty."""
     file = user_path(path, "prompts")
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts: {file} cannot be read ({error}).") from error
+    if not text.strip():
+        raise UserError(f"prompts: {file} is empty; it must hold one prompt a line.")
+    return text.removesuffix("\n").split("\n")  # splitlines() would also split at U+2028
 
 
 # ---- writing --------------------------------------------------------------------------------
