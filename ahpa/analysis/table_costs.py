@@ -92,12 +92,19 @@ def count_rows(plan: Plan, resolve: Callable[[Training], dict[str, Any]]) -> lis
                 parts.append(f"{passes.training:.4g} GMAC x {batch} x {left:,} steps")
             if measurement.kind == "evaluation":
                 protocol = measurement.options["protocol"]
-                guided = 2 if protocol.get("cfg_scale", 1) != 1 else 1
                 forward = known[measurement.needs[0].config][0].forward
-                gmac += guided * forward * protocol["steps"] * protocol["count"]
+                gmac += passes_a_step(protocol) * forward * protocol["steps"] * protocol["count"]
         name = plan.table.rows[number].name
         found.append(RowCost(name, runs, count, gmac, parts[0] if parts else ""))
     return found
+
+
+def passes_a_step(protocol: Mapping[str, Any]) -> float:
+    """Return the mean number of forward passes a sampling step: two where guidance applies."""
+    if protocol.get("cfg_scale", 1) == 1:
+        return 1.0
+    low, high = protocol.get("cfg_interval") or (0.0, 1.0)
+    return float(1 + high - low)
 
 
 def cost_notes(plan: Plan, costs: Sequence[RowCost]) -> list[str]:

@@ -185,14 +185,25 @@ class Measurement:
         if self.kind == "evaluation":
             return load_result(self.path)
         found = read_json(self.path, f"result of {self.kind}")
+        try:
+            figures, protocol = self.read_analysis(found)
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(
+                f"{self.path} is no result of `ahpa analyze {self.kind}`, or damaged; remove it and "
+                "give --run again."
+            ) from error
+        seed = self.needs[0].seed if self.needs else 0
+        return EvaluationResult(figures, protocol, {"run": self.name, "training_seed": seed})
+
+    def read_analysis(self, found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the figures and the protocol of a result of `ahpa analyze`."""
         read = {"gsnr": read_gsnr, "cost": read_cost}[self.kind]
         figures = {key: value for key, value in read(found).items() if value is not None}
         protocol = {"kind": self.kind, **self.options}
         if self.kind == "gsnr":
             protocol |= {key: found["record"]["runs"][0][key] for key in ("weights", "iteration")}
             protocol["params"] = found["summary"]["params"]
-        seed = self.needs[0].seed if self.needs else 0
-        return EvaluationResult(figures, protocol, {"run": self.name, "training_seed": seed})
+        return figures, protocol
 
 
 def read_gsnr(found: Mapping[str, Any]) -> dict[str, float | None]:
