@@ -12,21 +12,21 @@ _base_.model.tokenizer = dict(
     type="TAEF2",
     encoder="weights/taef2_encoder.safetensors",
     decoder="weights/taef2_decoder.safetensors",
+    precision="bf16",
 )
 _base_.model.backbone = dict(
     type="SiT", depth=6, hidden_size=192, num_heads=6, patch_size=1, num_classes=10
 )
-_base_.model.ema = 0.995
+_base_.model.ema = 0.99
 _base_.train_dataloader = dict(
     dataset=dict(type="ImageFolder", root="cifar10-train.zip", flip=True),
-    global_batch_size=64,
+    global_batch_size=32,
     num_workers=0,
 )
 _base_.optim_wrapper.optimizer.lr = 1e-3
-_base_.optim_wrapper.precision = "fp32"
-_base_.train_cfg = dict(max_iters=1500, log_interval=50)
-_base_.checkpoints = dict(interval=500, keep=3)
+_base_.train_cfg = dict(max_iters=600, log_interval=20)
+_base_.checkpoints = dict(interval=200, keep=3)
 _base_.hooks = dict(
-    samples=dict(type="SampleGrids", interval=500, rows=10, columns=8, steps=25),
-    policy=dict(type="RoutingPolicy", interval=500),
+    samples=dict(type="SampleGrids", interval=200, rows=10, columns=8, steps=25),
+    policy=dict(type="RoutingPolicy", interval=200),
 )
