@@ -24,7 +24,7 @@ _base_.train_dataloader = dict(
     num_workers=0,
 )
 _base_.optim_wrapper.optimizer.lr = 1e-3
-_base_.train_cfg = dict(max_iters=600, log_interval=20)
+_base_.train_cfg = dict(max_iters=400, log_interval=20)
 _base_.checkpoints = dict(interval=200, keep=3)
 _base_.hooks = dict(
     samples=dict(type="SampleGrids", interval=200, rows=10, columns=8, steps=25),
