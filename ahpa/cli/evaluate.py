@@ -7,7 +7,7 @@ goes on where it was, and more metrics cost no more samples.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -202,8 +202,14 @@ def replaced(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def wanted_metrics(args: argparse.Namespace, default: Sequence[str]) -> "dict[str, Metric]":
+def wanted_metrics(
+    args: argparse.Namespace, default: Sequence[str | Mapping[str, Any]]
+) -> "dict[str, Metric]":
     """Build the metrics that are asked for; without --reference, those that need none.
+
+    Args:
+        args: The command line.
+        default: The protocol's metrics, names or configs.
 
     Raises:
         UserError: For an unknown name, or if nothing is left without a reference.
@@ -214,7 +220,10 @@ def wanted_metrics(args: argparse.Namespace, default: Sequence[str]) -> "dict[st
     if args.metrics is not None:
         names = [name.strip() for name in args.metrics.split(",") if name.strip()]
     if args.extractor is not None:
-        names = [name if ":" in name else f"{name}:{args.extractor}" for name in names]
+        names = [
+            name if not isinstance(name, str) or ":" in name else f"{name}:{args.extractor}"
+            for name in names
+        ]
     if not names:
         raise ConfigError("--metrics: name at least one, such as fid or fd:tiny-vit.")
     metrics = build_metrics(names)
