@@ -260,7 +260,10 @@ def test_given_images_keep_what_was_recorded_and_nothing_else(runs, evaluated, t
     found = {}
     for source in (archive, bare, folder):
         out = tmp_path / f"{source.stem}.json"
-        evaluate(source, "--reference", reference, "--metrics", "fd:tiny-vit", "--out", out)
+        options = ("--reference", reference, "--metrics", "fd:tiny-vit", "--out", out)
+        shown = evaluate(source, *options).stdout
+        assert ("drawn     not recorded" in shown) == (source == bare), shown
+        assert ("unknown" in shown) is False and "sha256" in shown
         found[source] = load_result(out)
     assert len({one.figures["fd:tiny-vit"] for one in found.values()}) == 1
     assert found[archive].protocol == found[folder].protocol

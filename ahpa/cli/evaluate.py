@@ -480,6 +480,8 @@ def finish(job: Job, result: "EvaluationResult", paths: Sequence[Path]) -> None:
 
 def table(result: "EvaluationResult", metrics: "dict[str, Metric]") -> str:
     """Return a result as text: the figures, and the protocol with its hash."""
+    from ..evaluation.protocol import UNKNOWN
+
     better = {name: up for metric in metrics.values() for name, up in metric.figures.items()}
     width = max(map(len, result.figures))
     lines = [""]
@@ -504,6 +506,9 @@ def table(result: "EvaluationResult", metrics: "dict[str, Metric]") -> str:
         "8 bits": protocol["uint8"],
         "reference": compared,
     }
+    if kind == UNKNOWN:
+        drawn = "not recorded, so it counts as unlike every other protocol"
+        shown = {"images": protocol["images"], "drawn": drawn, "reference": compared}
     lines += ["", f"protocol {result.protocol_hash}"]
     lines += [f"  {name:10s}{value}" for name, value in shown.items()]
     return "\n".join(lines)

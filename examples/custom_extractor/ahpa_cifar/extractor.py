@@ -20,10 +20,8 @@ from ahpa.registry.precision import full_precision
 from ahpa.registry.validation import positive_int
 from ahpa.registry.weight_files import read_state_dict
 
-from .network import WIDTHS, CifarResNet
+from .network import MEAN, STD, WIDTHS, CifarResNet
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's: the networks were trained with them
-STD = (0.229, 0.224, 0.225)
 SIDE = 32
 
 
