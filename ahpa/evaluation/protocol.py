@@ -139,7 +139,7 @@ def refuse_unlike(
         All differences; empty for comparable results.
 
     Raises:
-        UserError: If there are differences and `force` is not set; names up to five of the first pair.
+        UserError: If there are differences and `force` is not set; names at most five of them.
     """
     if not results:
         return []
