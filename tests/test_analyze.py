@@ -82,6 +82,8 @@ def test_levels_and_groups_of_a_run():
             assert shape.constant_cosine == pytest.approx(expected, rel=1e-5)
     notes = " ".join(target.notes_of(run, found))
     assert "a constant reaches cosine" in notes and "with the target of main" in notes
+    steady = found._replace(routed={("main", "target"): found.routed["main", "target"][:1] * 2})
+    assert "with the target of main, at every t." in " ".join(target.notes_of(run, steady))
 
 
 def seeded(seed):

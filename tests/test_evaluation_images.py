@@ -593,5 +593,5 @@ def test_the_command_without_weights_says_what_to_fetch(tmp_path, monkeypatch):
     out = tmp_path / "ref.npz"
     done = call("reference", stored("flat", pixels(3), tmp_path), "--out", out)
     assert done.returncode == 2 and not out.exists()
-    for words in (inception.URL, str(tmp_path), "AHPA_WEIGHTS"):
+    for words in (inception.URL, str(tmp_path), "AHPA_WEIGHTS", "--images-only"):
         assert words in done.stderr

@@ -11,6 +11,7 @@ import torch
 from support.runs import assert_same_state, call, final_state, scalars, stable, train
 
 from ahpa.analysis.evaluation_hook import Evaluation
+from ahpa.analysis.protocols import load_protocol
 from ahpa.cli.evaluate import parse, wanted_metrics
 from ahpa.data.shapes import ShapesDataset
 from ahpa.engine import checkpoint
@@ -259,7 +260,10 @@ def test_given_images_keep_what_was_recorded_and_nothing_else(runs, evaluated, t
     found = {}
     for source in (archive, bare, folder):
         out = tmp_path / f"{source.stem}.json"
-        evaluate(source, "--reference", reference, "--metrics", "fd:tiny-vit", "--out", out)
+        options = ("--reference", reference, "--metrics", "fd:tiny-vit", "--out", out)
+        shown = evaluate(source, *options).stdout
+        assert ("drawn     not recorded" in shown) == (source == bare), shown
+        assert ("unknown" in shown) is False and "sha256" in shown
         found[source] = load_result(out)
     assert len({one.figures["fd:tiny-vit"] for one in found.values()}) == 1
     assert found[archive].protocol == found[folder].protocol
@@ -286,6 +290,20 @@ def test_metrics_without_a_reference_still_run():
         wanted_metrics(parse(["x"]), ("fid", "sfid"))
     extractor = parse(["x", "--metrics", "fd", "--extractor", "tiny-vit", "--reference", "train"])
     assert list(wanted_metrics(extractor, ())) == ["fd:tiny-vit"]
+
+
+def test_a_protocol_file_gives_metrics_and_extractors_their_options(tmp_path):
+    """As a network whose weights are a file needs, in JSON that `ahpa table` could write too."""
+    network = {"type": "tiny-vit", "side": 32}
+    kid = {"type": "kid", "extractor": network, "subsets": 7}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"count": 4, "metrics": ["precision", kid]}))
+    given = parse(["x", "--reference", "train", "--extractor", "tiny-vit"])
+    metrics = wanted_metrics(given, load_protocol(str(path)).metrics)
+    assert list(metrics) == ["precision-recall:tiny-vit", "kid:tiny-vit"]
+    assert metrics["kid:tiny-vit"].identity()["subsets"] == 7
+    (need,) = metrics["kid:tiny-vit"].needs
+    assert json.loads(need.extractor)["side"] == 32
 
 
 @pytest.mark.parametrize(

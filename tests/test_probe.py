@@ -208,6 +208,10 @@ def test_an_untrained_backbone_is_probed():
     assert any(
         "layer gap of vae" in note and "most is left to learn from" in note for note in notes
     )
+    few = {key: pair._replace(r2=-0.1) for key, pair in found.pairs.items()}
+    enough = {key: pair._replace(r2=0.1) for key, pair in found.pairs.items()}
+    assert "Raise --num" in probe.notes_of(run, found._replace(pairs=few))[-1]
+    assert "Raise --num" not in probe.notes_of(run, found._replace(pairs=enough))[-1]
 
 
 def seeded(seed):

@@ -374,6 +374,7 @@ def test_the_record_holds_the_latents_and_the_decoder(model):
         ('{"count": 3, "cfg_interval": [0.7, 0]}', "low <= high"),
         ('{"count": 3, "uint8": "floor"}', "uint8"),
         ('{"count": 3, "metrics": "fid"}', "metrics: must be a list"),
+        ('{"count": 3, "metrics": [{"extractor": "tiny-vit"}]}', "objects with a 'type'"),
         ('{"count": "many"}', "count"),
         ("[]", "object"),
         ("{", "cannot be read"),

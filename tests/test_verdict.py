@@ -369,11 +369,12 @@ def test_the_output_is_written(runs, capsys, suffix):
 
 
 def test_unlike_protocols_are_refused(runs, capsys):
-    path = save(runs, "sit-b", 4, {"fid": 30.0}, guidance={"scale": 1.5})
+    path = save(runs, "sit-b", 4, {"fid": 30.0}, guidance={"scale": 1.5, "interval": [0, 0.7]})
     given = [*work_dirs(runs, "sit-b"), *work_dirs(runs, "repa_sit-b")]
     code, out, err = compare(capsys, *given, "--out", runs / "x.md")
     assert code == 2 and "guidance.scale: 1.0 against 1.5" in err and "--protocol" in err
     assert not out and not (runs / "x.md").exists()
+    assert err.count(str(given[0])) == 1  # a pair is named once, whatever it differs in
     code, out, _ = compare(capsys, *given, "--force")
     assert code == 0 and out.startswith("warning: the protocols differ: guidance.scale")
     code, _, err = compare(capsys, *given, "--protocol", re.findall(r"[0-9a-f]{12}", err)[0])

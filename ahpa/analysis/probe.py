@@ -635,6 +635,11 @@ def notes_of(run: Run, found: Measured) -> list[str]:
                 f"{run.name}: layer gap of {prior} ({shown}): most is left to learn from "
                 f"{most.partition(' ')[2]}."
             )
+    if any(pair.r2 < 0 for pair in found.pairs.values()):
+        notes.append(
+            "R2 below 0, which comes with layer gaps above 1: on new images such a readout does "
+            "worse than the mean, since it was fitted to too few. Raise --num."
+        )
     return notes
 
 

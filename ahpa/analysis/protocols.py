@@ -50,7 +50,7 @@ class SamplingProtocol:
             protocol; guidance doubles it.
         uint8: How floats become 8 bits, one of `ahpa.evaluation.images.UINT8_RULES`.
         precision: "fp32", "bf16" or "fp16", of the network.
-        metrics: Names of metrics.
+        metrics: Names of metrics, or configs, dict(type=...) with options such as `extractor`.
         description: What the protocol is for; not part of the record.
     """
 
@@ -65,7 +65,7 @@ class SamplingProtocol:
     tile: int = 50
     uint8: str = "round"
     precision: str = "fp32"
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str | Mapping[str, Any], ...] = ()
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -83,10 +83,11 @@ class SamplingProtocol:
         choice("balance", self.balance, BALANCES)
         choice("uint8", self.uint8, tuple(UINT8_RULES))
         dtype_of("precision", self.precision)
-        if not isinstance(self.metrics, tuple) or not all(
-            isinstance(name, str) for name in self.metrics
-        ):
-            raise ConfigError(f"metrics: must be a list of names, got {self.metrics!r}.")
+        if not isinstance(self.metrics, tuple) or not all(map(_names_a_metric, self.metrics)):
+            raise ConfigError(
+                "metrics: must be a list of names such as 'fd:tiny-vit', or of objects with a "
+                f"'type' and its options; got {self.metrics!r}."
+            )
 
     def sampling_options(self) -> dict[str, Any]:
         """Return the options of `Generator.latents`."""
@@ -97,6 +98,13 @@ class SamplingProtocol:
     def changed(self, options: Mapping[str, Any]) -> "SamplingProtocol":
         """Return the protocol with single options replaced. Raises ConfigError for a wrong one."""
         return replace(self, **{name: _plain(name, value) for name, value in options.items()})
+
+
+def _names_a_metric(item: Any) -> bool:
+    """Whether an entry of `metrics` is a name, or a config with a type."""
+    return isinstance(item, str) or (
+        isinstance(item, Mapping) and isinstance(item.get("type"), str)
+    )
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -230,9 +230,13 @@ def notes_of(run: Run, found: Measured) -> list[str]:
     for (alignment, group), shapes in found.routed.items():
         if group == "target":
             values = [shape.constant_cosine for shape in shapes]
+            low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+            reached, when = (
+                (low, "at every t") if low == high else (f"{low} to {high}", "depending on t")
+            )
             notes.append(
-                f"{run.name}: a constant reaches cosine {min(values):.2f} to {max(values):.2f} "
-                f"with the target of {alignment}, depending on t."
+                f"{run.name}: a constant reaches cosine {reached} with the target of {alignment}, "
+                f"{when}."
             )
     return notes
 

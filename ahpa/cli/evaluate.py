@@ -7,7 +7,7 @@ goes on where it was, and more metrics cost no more samples.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -202,8 +202,14 @@ def replaced(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def wanted_metrics(args: argparse.Namespace, default: Sequence[str]) -> "dict[str, Metric]":
+def wanted_metrics(
+    args: argparse.Namespace, default: Sequence[str | Mapping[str, Any]]
+) -> "dict[str, Metric]":
     """Build the metrics that are asked for; without --reference, those that need none.
+
+    Args:
+        args: The command line.
+        default: The protocol's metrics, names or configs.
 
     Raises:
         UserError: For an unknown name, or if nothing is left without a reference.
@@ -214,7 +220,10 @@ def wanted_metrics(args: argparse.Namespace, default: Sequence[str]) -> "dict[st
     if args.metrics is not None:
         names = [name.strip() for name in args.metrics.split(",") if name.strip()]
     if args.extractor is not None:
-        names = [name if ":" in name else f"{name}:{args.extractor}" for name in names]
+        names = [
+            name if not isinstance(name, str) or ":" in name else f"{name}:{args.extractor}"
+            for name in names
+        ]
     if not names:
         raise ConfigError("--metrics: name at least one, such as fid or fd:tiny-vit.")
     metrics = build_metrics(names)
@@ -471,6 +480,8 @@ def finish(job: Job, result: "EvaluationResult", paths: Sequence[Path]) -> None:
 
 def table(result: "EvaluationResult", metrics: "dict[str, Metric]") -> str:
     """Return a result as text: the figures, and the protocol with its hash."""
+    from ..evaluation.protocol import UNKNOWN
+
     better = {name: up for metric in metrics.values() for name, up in metric.figures.items()}
     width = max(map(len, result.figures))
     lines = [""]
@@ -495,6 +506,9 @@ def table(result: "EvaluationResult", metrics: "dict[str, Metric]") -> str:
         "8 bits": protocol["uint8"],
         "reference": compared,
     }
+    if kind == UNKNOWN:
+        drawn = "not recorded, so it counts as unlike every other protocol"
+        shown = {"images": protocol["images"], "drawn": drawn, "reference": compared}
     lines += ["", f"protocol {result.protocol_hash}"]
     lines += [f"  {name:10s}{value}" for name, value in shown.items()]
     return "\n".join(lines)

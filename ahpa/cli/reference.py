@@ -57,7 +57,7 @@ def run(arguments: Sequence[str] | None) -> int:
 
     import torch
 
-    from ..evaluation.extractors import file_sha256
+    from ..evaluation.extractors import build_extractor, file_sha256
     from ..evaluation.images import open_images
     from ..evaluation.make_reference import INCEPTION, make_reference
 
@@ -65,6 +65,14 @@ def run(arguments: Sequence[str] | None) -> int:
     extractor = None if args.images_only else {**INCEPTION}
     if args.weights:
         extractor = {**INCEPTION, "weights": args.weights}
+    if extractor is not None:
+        try:
+            build_extractor(extractor).load()
+        except UserError as error:
+            raise UserError(
+                f"{error} Metrics with other networks need none of it: --images-only writes the "
+                "pictures alone."
+            ) from error
     make_reference(
         images,
         args.out,

@@ -139,21 +139,25 @@ def refuse_unlike(
         All differences; empty for comparable results.
 
     Raises:
-        UserError: If there are differences and `force` is not set; names up to five of them.
+        UserError: If there are differences and `force` is not set; names at most five of them.
     """
-    named = list(results.items())
-    found, lines = [], []
-    for name, result in named[1:]:
-        for difference in differences(named[0][1].protocol, result.protocol):
+    if not results:
+        return []
+    first, *others = results
+    unlike: dict[str, list[Difference]] = {}
+    for name in others:
+        for difference in differences(results[first].protocol, results[name].protocol):
             if not any(
                 difference.key == key or difference.key.startswith(f"{key}.") for key in ignore
             ):
-                found.append(difference)
-                lines.append(f"{named[0][0]} and {name}: {difference}")
-    if found and not force:
-        more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+                unlike.setdefault(name, []).append(difference)
+    if unlike and not force:
+        name, own = next(iter(unlike.items()))
+        shown = "; ".join(map(str, own[:5]))
+        more = f"; and {len(own) - 5} more" if len(own) > 5 else ""
+        further = f" ({len(unlike) - 1} more unlike the first)" if len(unlike) > 1 else ""
         raise UserError(
-            f"protocols differ, so their figures are not comparable: {'; '.join(lines[:5])}{more}. "
-            "Evaluate them alike, or pass --force to see them side by side."
+            f"protocols differ, so their figures are not comparable. {first} and {name}{further}: "
+            f"{shown}{more}. Evaluate them alike, or pass --force to see them side by side."
         )
-    return found
+    return [difference for own in unlike.values() for difference in own]

@@ -1,4 +1,4 @@
-"""CIFAR-10 classifiers for ahpa. Importing this package registers its component, as its entry point
-does."""
+"""CIFAR-10 classifiers for ahpa, as feature extractor and as prior. Importing this package
+registers both, as its entry point does."""
 
-from . import extractor  # noqa: F401
+from . import extractor, prior  # noqa: F401

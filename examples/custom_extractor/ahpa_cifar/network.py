@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64)
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's: the networks were trained with them
+STD = (0.229, 0.224, 0.225)
 
 
 class Block(nn.Module):
@@ -53,9 +55,15 @@ class CifarResNet(nn.Module):
             self.add_module(f"layer{number}", nn.Sequential(*stage))
         self.linear = nn.Linear(inputs, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features [B, 64] before the classifier, of images [B, 3, 32, 32]."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return the output of each width, [B, 16, H, W] to [B, 64, H / 4, W / 4]."""
         x = F.relu(self.bn1(self.conv1(x)))
+        found = []
         for number in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)
-        return x.mean((2, 3))
+            found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features [B, 64] before the classifier, of images [B, 3, 32, 32]."""
+        return self.maps(x)[-1].mean((2, 3))

@@ -15,7 +15,7 @@ from ahpa.evaluation.extractors import build_extractor
 from ahpa.evaluation.images import open_images
 from ahpa.evaluation.metrics import build_metrics
 from ahpa.registry import UserError
-from ahpa.testing import check_extractor
+from ahpa.testing import check_extractor, check_prior
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -40,6 +40,20 @@ def pictures():
 
 def test_it_keeps_the_contract(config):
     check_extractor(config, resolution=32)
+
+
+def test_the_prior_keeps_the_contract(config):
+    weights = str(Path(config["weights"]).with_name("cifar10_resnet44.safetensors"))
+    check_prior(dict(type="CifarResNetTaps", weights=weights))
+
+
+def test_the_weights_come_from_a_folder_too(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("AHPA_WEIGHTS", str(Path(config["weights"]).parent))
+    found = build_extractor("cifar-resnet")
+    assert found.weight_file() == Path(config["weights"])
+    monkeypatch.setenv("AHPA_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"put cifar10_resnet56\.safetensors into a folder and set"):
+        found.load()
 
 
 def test_it_knows_the_classes(config, pictures):
