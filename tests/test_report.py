@@ -205,6 +205,16 @@ def test_the_direction_of_a_figure_is_known_with_any_extractor(metric, better):
     assert better_of(metric) == better
 
 
+def test_weights_of_a_router_have_an_axis_from_0_to_1():
+    points = [Point(x, y, y, y, 1) for x, y in ((0.0, 1e-6), (0.5, 0.5), (1.0, 1.0))]
+    svg = line_chart("beta", [Series("a", points, 0)], x_label="t", y_range=(0.0, 1.0))
+    assert "logarithmic" in line_chart("beta", [Series("a", points, 0)], x_label="t")
+    assert "logarithmic" not in svg
+    (line,) = re.findall(r'<polyline[^>]*points="([^"]*)"', svg)
+    low, middle, high = (float(pair.split(",")[1]) for pair in line.split())
+    assert middle == pytest.approx((low + high) / 2, abs=0.11)
+
+
 def test_a_steep_start_does_not_flatten_the_rest():
     values = [50.0, 9.0] + [2 - 0.01 * i for i in range(98)]
     points = [Point(i, v, v, v, 1) for i, v in enumerate(values)]

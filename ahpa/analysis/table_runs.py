@@ -189,8 +189,8 @@ class Measurement:
             figures, protocol = self.read_analysis(found)
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(
-                f"{self.path} is no result of `ahpa analyze {self.kind}`, or damaged; remove it and "
-                "give --run again."
+                f"{self.path} is damaged, or no result of `ahpa analyze {self.kind}`; remove it "
+                "and give --run again."
             ) from error
         seed = self.needs[0].seed if self.needs else 0
         return EvaluationResult(figures, protocol, {"run": self.name, "training_seed": seed})

@@ -149,7 +149,10 @@ def _mean(comparison: Comparison, method: MethodSummary) -> str:
 
 def _difference(comparison: Comparison, verdict: Verdict) -> str:
     def signed(value: float) -> str:
-        return f"{100 * value:+.1f}" if comparison.scale == "relative" else f"{value:+.4g}"
+        if comparison.scale == "absolute":
+            return f"{value:+.4g}"
+        percent = round(100 * value, 1)
+        return f"{percent:+.1f}" if percent else "0.0"
 
     unit = " %" if comparison.scale == "relative" else ""
     if verdict.low is None or verdict.high is None:

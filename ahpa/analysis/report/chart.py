@@ -149,7 +149,14 @@ def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[Html]:
 # ---- charts -------------------------------------------------------------------------------------
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, legend: bool = False) -> Html:
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    legend: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> Html:
     """Draw lines with bands.
 
     Args:
@@ -157,13 +164,16 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, legend: bo
         series: The lines; those without points are left out.
         x_label: What x is.
         legend: Whether the names of the lines stand below the chart.
+        y_range: Ends of a linear y axis; by default they and the scale follow from the values.
     """
     series = [line for line in series if line.points]
     points = [point for line in series for point in line.points]
     x_axis = fit([point.x for point in points], LEFT, WIDTH - RIGHT, tight=True)
-    decisive = without_start(points)
+    decisive = without_start(points) if y_range is None else points
     ends = [value for point in decisive for value in (point.low, point.mean, point.high)]
     y_axis = fit(ends, HEIGHT - BOTTOM, TOP)
+    if y_range is not None:
+        y_axis = Axis(*y_range, HEIGHT - BOTTOM, TOP)
     cut = "; the start is off the scale" if len(decisive) < len(points) else ""
     parts = frame(x_axis, y_axis, f"{x_label}{cut}")
     for line in series:

@@ -418,8 +418,8 @@ def config_differences(methods: Sequence[Method]) -> tuple[list[str], list[list[
 
 
 def compared_config(run: LoggedRun) -> dict[str, Any]:
-    """Return a run's flattened config without what differs between any two runs."""
-    kept = {key: value for key, value in run.config.items() if key not in PRIVATE}
+    """Return a run's flattened config without its name and what differs between any two runs."""
+    kept = {key: value for key, value in run.config.items() if key not in (*PRIVATE, "method")}
     randomness = {k: v for k, v in section(kept, "randomness").items() if k != "seed"}
     return dict(flatten_config({**kept, "randomness": randomness}))
 

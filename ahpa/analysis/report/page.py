@@ -43,6 +43,7 @@ from .runs import Analysis, GivenTable, LoggedRun, shown
 MOST_LINES = 8  # a group of more levels is drawn as a map
 FEW_METHODS = 4  # that are listed in a sentence
 FEW_VERDICTS = 6  # of more, those that decided nothing are closed at first
+FEW_RESULTS = 8  # that are named
 FEW_ROWS = 25  # a longer table of differences is closed at first
 SHORT_COMMIT = 12  # characters
 MOST_ROWS = 60  # of an analysis; the CSV has all
@@ -599,7 +600,10 @@ def policy_chart(
         t = [point.x for point in lines[0].points]
         rows = [(line.label, [point.mean for point in line.points]) for line in lines]
         return map_chart(name, t, rows)
-    return line_chart(name, lines, x_label="t (0 data, 1 noise)", legend=True)
+    most = max(1.0, *(point.high for line in lines for point in line.points))
+    return line_chart(
+        name, lines, x_label="t (0 data, 1 noise)", legend=True, y_range=(0.0, 1.03 * most)
+    )
 
 
 # ---- diagnostics --------------------------------------------------------------------------------
@@ -801,7 +805,10 @@ def versions_section(report: Report) -> Section:
     if not rows:
         text = f"This report: ahpa {__version__}. Neither results nor diagnostics name others."
         return Section("versions", "Versions", paragraph(text))
-    cells = [[", ".join(names), *values] for values, names in rows.items()]
+    cells = [
+        [", ".join(names) if len(names) <= FEW_RESULTS else f"{len(names)} results", *values]
+        for values, names in rows.items()
+    ]
     columns = ["Results", "Versions", "Commit", "Device"]
     content = table("With what results were made", columns, cells, numbers=False)
     return Section("versions", "Versions", content)
