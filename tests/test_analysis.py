@@ -138,7 +138,9 @@ def model(**alignments):
         flow=SimpleNamespace(),
         flow_loss=nn.Identity(),
         alignments=built,
-        parts=SimpleNamespace(priors=priors),
+        parts=SimpleNamespace(
+            priors=priors, wanted={name: tuple(priors[name].levels) for name in priors}
+        ),
     )
 
 

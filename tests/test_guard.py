@@ -351,7 +351,7 @@ def test_weights_that_have_grown_are_told_and_not_blamed_on_the_samples():
     told = hopeless(trainer)
     assert "Samples: 7, 9; random images are not finite either, so they are not the reason" in told
     grown = "The largest |weight| is 1e+38 (backbone.blocks.0.mlp.fc1.weight)"
-    assert f"{grown}, the learning rate 1e+03: if the weights have grown, lower it" in told
+    assert f"{grown}, the learning rate 1e+03: if the weights have grown, lower the rate" in told
     assert "look at" not in told and "\n" not in told
 
 

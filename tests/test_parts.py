@@ -155,6 +155,9 @@ def test_stored_features_replace_the_prior():
             seen.update(features)
             return Losses()
 
+        def ended(self, progress):
+            return False
+
     model.alignments["main"] = Spy()
     rng = torch.Generator().manual_seed(0)
     from ahpa.registry.contracts import Progress

@@ -74,8 +74,8 @@ def advice(trainer: "Trainer", *, blameless: bool) -> str:
         )
     return (
         f"; random images are not finite either, so they are not the reason. {known}if the weights "
-        "have grown, lower it and remove the checkpoints saved since then; else lower the weight "
-        "of the term that overflows, or use bf16 or fp32 instead of fp16"
+        "have grown, lower the rate and remove the checkpoints saved since then; else lower the "
+        "weight of the term that overflows, or use bf16 or fp32 instead of fp16"
     )
 
 
