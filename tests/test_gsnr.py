@@ -188,7 +188,7 @@ def test_coupled_images_are_refused():
 
 def test_a_time_for_each_token_is_refused():
     own = {**MODELS["ahpa"], "flow": dict(type="TokenTimeFlow")}
-    with pytest.raises(UserError, match="each token of an image a time of its own"):
+    with pytest.raises(UserError, match="each token of an image its own time"):
         gsnr.measure(run_of(None, **own), images=4, bins=1)
 
 

@@ -587,7 +587,7 @@ def test_options_without_an_effect_are_refused(tmp_path, options):
 
 def test_a_checkpoint_of_ours_is_told_as_such(tmp_path):
     source = own_run(tmp_path / "own.pth")
-    with pytest.raises(UserError, match="a checkpoint of ours already.*--export"):
+    with pytest.raises(UserError, match="already a checkpoint of ours.*--export"):
         interop.import_weights(source, tmp_path / "out.pth", **options_of("repa"))
 
 

@@ -426,7 +426,7 @@ def test_spoilt_files_are_left_out_and_said(tmp_path, capsys):
         "1 figures that are not finite are not drawn",
         "policy/main_iter_000000040.csv cannot be read",
         "bad.json is no result of `ahpa evaluate`",
-        "gsnr.json is no result of `ahpa analyze` and is left out",
+        "gsnr.json was not written by `ahpa analyze` and is left out",
     ):
         assert note in printed, note
         assert note.split("`")[0].strip() in text, note

@@ -16,7 +16,7 @@ from PIL import Image
 from support.runs import ROOT, environment
 from test_generator import generator as toy_generator
 
-from ahpa.analysis.protocols import SamplingProtocol, load_protocol, protocol_names, sampling_record
+from ahpa.analysis.protocols import SamplingProtocol, load_protocol, sampling_record
 from ahpa.analysis.sample_set import (
     Drawing,
     SampleSet,
@@ -29,6 +29,7 @@ from ahpa.analysis.sample_set import (
 from ahpa.engine.assembly import build_generator_parts
 from ahpa.engine.distributed import Processes
 from ahpa.registry import ConfigError, UserError
+from ahpa.registry.locations import shipped_names
 from ahpa.sampling.generator import Generator
 
 SIT = dict(type="SiT", depth=2, hidden_size=64, num_heads=2, patch_size=2, num_classes=10)
@@ -326,7 +327,7 @@ def test_an_archive_and_a_folder_hold_the_images_with_their_protocol(model, whol
 
 
 def test_the_named_protocols_are_those_of_the_field():
-    assert protocol_names() == ["adm-50k-ode250", "adm-50k-sde250", "demo"]
+    assert shipped_names("protocols") == ["adm-50k-ode250", "adm-50k-sde250", "demo"]
     sde, ode = load_protocol("adm-50k-sde250"), load_protocol("adm-50k-ode250")
     assert (sde.count, sde.sampler, sde.steps, sde.cfg_scale) == (50_000, "sde", 250, 1.0)
     assert sde.changed({"sampler": "euler", "description": ode.description}) == ode

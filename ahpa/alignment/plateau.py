@@ -116,7 +116,7 @@ class PlateauRelease(Schedule):
         return (self.value * weight).float()
 
     def check_terms(self, names: Sequence[str], where: str) -> None:
-        """Refuse a `criterion` that is no term of the alignment. Raises ConfigError."""
+        """Refuse a `criterion` that the alignment does not have. Raises ConfigError."""
         if self.criterion is not None and self.criterion not in names:
             raise ConfigError(
                 f"{where}.criterion: the alignment has no term {self.criterion!r}"

@@ -287,7 +287,7 @@ class RoutedAlignment(Alignment):
 
     def ended(self, progress: Progress) -> bool:
         """Whether the weight is 0 from this step on and scales every term: neither a discriminator
-        nor the term against collapse is left. A subclass with a term of its own overrides it."""
+        nor the term against collapse is left. A subclass that adds a term overrides it."""
         weighted = self.criteria.all_weighted and not (self.learns and self.entropy_weight)
         return weighted and self.weight.ended(progress)
 

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..engine.assembly import build_model
-from ..engine.dryrun import synthetic_batch, train_step
-from ..engine.optimiser import Optimiser, build_optimizer
+from ..engine.dryrun import build_for_steps, synthetic_batch, train_step
 from ..engine.run_log import peak_memory
 from ..registry import UserError
-from ..registry.values import Progress
 from .cost import GIGA, Macs, added_macs, count_parameters, forward_macs, parameter_counts
 from .results import COLOURS, Finding, new_figure, styled
 from .runs import Source
@@ -63,7 +61,7 @@ class Cost(NamedTuple):
 
 
 def measure(source: Source, *, batch: int = 4, steps: int = 5) -> Cost:
-    """Count the costs of a config or run, and measure training steps in a process of its own.
+    """Count the costs of a config or run, and measure training steps in a separate process.
 
     Args:
         source: The config or run.
@@ -106,31 +104,24 @@ def _measure_here(pipe: Any, config: dict[str, Any], batch: int, steps: int) -> 
 
 
 def time_steps(config: Mapping[str, Any], *, batch: int, steps: int) -> Step:
-    """Build everything that a config names, except its data, and time optimiser steps.
+    """Build everything that a config names, except its data, and time optimiser steps as at the
+    start of a run, where every alignment has its weight.
 
     Raises:
         UserError: If weights are missing.
     """
     torch.manual_seed(0)
-    net = build_model(config["model"])
-    net.parts.load()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net.to(device)
-    net.parts.to(device)
-    net.parts.check_scale = False  # the images are noise
+    net, optimiser = build_for_steps(config)
     if config.get("compile", False):
         for block in net.backbone.blocks:
             block.compile(dynamic=False)
-    options = {**config["optim_wrapper"], "accumulative_counts": 1}
-    options["optimizer"] = build_optimizer(options["optimizer"], net)
-    optimiser = Optimiser(**options)
     images = synthetic_batch(net, batch=batch)
     net.train()
     times = []
     for number in range(WARM_UP + steps):
         began = time.perf_counter()
-        train_step(net, optimiser, images, seed=number, progress=Progress(number, WARM_UP + steps))
-        if device.type == "cuda":
+        train_step(net, optimiser, images, seed=number)
+        if optimiser.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     timed = sorted(times[WARM_UP:])

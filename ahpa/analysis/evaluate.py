@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,12 +79,7 @@ def evaluate(
     figures, record = evaluate_images(
         images, reference, metrics, device=device, batch=batch, processes=processes
     )
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return EvaluationResult(
-        figures,
-        {**protocol, **record},
-        {**provenance, **here(device), "time": moment},
-    )
+    return EvaluationResult(figures, {**protocol, **record}, {**provenance, **here(device)})
 
 
 def check_weights(metrics: Mapping[str, Metric], device: torch.device) -> None:

@@ -3,7 +3,7 @@
     G = |mean_i g_i|^2 / ( 1/(B-1) sum_i |g_i - mean g|^2 )
 
 g_i is the gradient of the alignment loss of image i with respect to chosen parameters of the
-backbone. Gradients without a common direction give about 1/B, so G is reported as it is, times B
+backbone. Gradients without a common direction give about 1/B, so G is reported raw, times B
 (about 1 without a common direction), and minus 1/B, which estimates |E g|^2 / tr Cov g without bias
 from B. The paper does not say which parameters, nor the B of its figures.
 
@@ -275,7 +275,7 @@ def refuse_coupled(
     """Check that the loss of a batch is the mean of the losses of its images.
 
     Raises:
-        UserError: If it is not: then an image has no gradient of its own.
+        UserError: If it is not: then single images have no gradient.
     """
     count = min(CHECKED, len(view.noised.t) // view.noised.views)
     try:
@@ -289,14 +289,14 @@ def refuse_coupled(
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"alignment {target.alignment!r} cannot be computed for one image by itself "
-            f"({reason}), so an image has no gradient of its own and G is not defined."
+            f"({reason}), so single images have no gradient and G is not defined."
         ) from error
     mean = sum(alone) / count
     if abs(whole - mean) > TOLERANCE * max(abs(whole), abs(mean), SMALLEST):
         raise UserError(
             f"alignment {target.alignment!r} couples the images of a batch: its loss of {count} "
-            f"images is {whole:.6g}, the mean over the same images one by one {mean:.6g}. An image "
-            "has no gradient of its own, so G is not defined for it."
+            f"images is {whole:.6g}, the mean over the same images one by one {mean:.6g}. Single "
+            "images have no gradient, so G is not defined for it."
         )
 
 
@@ -585,7 +585,7 @@ def noised_batch(
     view = observe(net, clean, low + (high - low) * share, rng, progress=progress)
     if view.noised.t.ndim == 2:
         raise UserError(
-            f"{type(net.flow).__name__} gives each token of an image a time of its own; G over t "
+            f"{type(net.flow).__name__} gives each token of an image its own time; G over t "
             "is not defined for it."
         )
     return view, net.parts.features(view)

@@ -19,7 +19,7 @@ from ..evaluation.protocol import canonical_json
 from ..registry import SAMPLERS, ConfigError, UserError, check, nearest
 from ..registry.contracts import Sampler, Streams
 from ..registry.files import read_json
-from ..registry.locations import config_root
+from ..registry.locations import find_shipped
 from ..registry.precision import dtype_of
 from ..registry.registry import parameters
 from ..registry.validation import choice, positive_int
@@ -114,11 +114,6 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
-def protocol_names() -> list[str]:
-    """List the shipped protocols."""
-    return sorted(path.stem for path in (config_root() / "protocols").glob("*.json"))
-
-
 def load_protocol(name: str) -> SamplingProtocol:
     """Read a protocol.
 
@@ -130,13 +125,7 @@ def load_protocol(name: str) -> SamplingProtocol:
     """
     path = Path(name).expanduser()
     if path.suffix != ".json":
-        known = protocol_names()
-        if name not in known:
-            raise UserError(
-                f"--protocol: no protocol is called {name!r}{nearest(name, known)} "
-                "A file must end in .json."
-            )
-        path = config_root() / "protocols" / f"{name}.json"
+        path = find_shipped("protocols", name, "--protocol")
     found = read_json(path, "--protocol")
     if not isinstance(found, Mapping):
         raise UserError(f"--protocol: {path} must hold an object of options.")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -125,9 +126,10 @@ def published(source: str, path: Path) -> Trained:
 
 
 def here(device: torch.device) -> dict[str, Any]:
-    """Return the provenance of this process: versions, commit and device."""
+    """Return the provenance of what is computed now: versions, commit, device and time (UTC)."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"versions": versions(), "commit": commit(), "device": name}
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"versions": versions(), "commit": commit(), "device": name, "time": moment}
 
 
 def versions() -> dict[str, str]:

@@ -4,8 +4,6 @@ A run is a work dir, a checkpoint or a published folder; a config stands for the
 first step. Nothing that comes with weights is executed.
 """
 
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +44,7 @@ class Source:
     Attributes:
         name: The work dir's, file's or config's name.
         model: The config's model section.
-        config: The whole config; the model section alone for a published folder.
+        config: The whole config, as far as a published folder tells it.
         state: The trained network's state dict; empty before training. A published folder has
             that of the backbone alone.
         average: The averaged backbone's state dict; empty before training.
@@ -68,9 +66,8 @@ class Source:
 
     @property
     def method(self) -> str:
-        """The config's name without a suffix, as far as the work dir tells it."""
-        name = Path(str(self.config.get("work_dir") or self.name)).name
-        return name.removesuffix("_demo")
+        """The config's name, or that of the run if it is not recorded."""
+        return str(self.config.get("method") or self.name)
 
 
 @dataclass(frozen=True)
@@ -147,12 +144,14 @@ def published_source(place: str) -> Source:
     config, state = read_published(place, Path(place).expanduser())
     model, kind = config["model"], config["weights"]
     refuse_oversized(place, model, len(state))
+    found = config.get("training")
+    training = dict(found) if isinstance(found, Mapping) else {}
     own = {f"backbone.{key}": value for key, value in state.items()}
     path = Path(place).expanduser() / WEIGHT_FILE
     return Source(
         name=path.parent.name,
         model=model,
-        config={"model": model},
+        config={**training, "model": model},
         state=own,
         average=state,
         iteration=int(config.get("iteration") or 0),
@@ -265,7 +264,7 @@ def load_heads(net: AlignedDenoiser, heads: Source) -> None:
     if not wanted:
         return
     if not heads.state:
-        raise UserError(f"--heads: {heads.name} has not been trained; name a run or a checkpoint.")
+        raise UserError(f"--heads: {heads.name} is untrained; name a run or a checkpoint.")
     try:
         refuse_misfit(heads.name, wanted, found)
     except UserError as error:
@@ -405,31 +404,3 @@ def observe(
     wanted = net.taps if taps is None else taps
     out = net.backbone(noised.x, noised.t, cond.value, taps=wanted, plan=plan)
     return TargetView(clean, noised, cond, out, rng, progress, plan, net.parts.ema.backbone)
-
-
-def provenance() -> dict[str, Any]:
-    """Return when and with what a result was made: versions, commit, device and time."""
-    import numpy
-
-    from .. import __version__
-
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    commit = None
-    if (root / ".git").exists():
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-            commit = done.stdout.strip() or None
-        except OSError:  # git is not installed
-            commit = None
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "versions": {
-            "ahpa": __version__,
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-        },
-        "commit": commit,
-        "device": gpu,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

@@ -191,7 +191,7 @@ def call(execute: Execute, command: Sequence[str], log: Path) -> None:
 def last_words(log: Path) -> str:
     """Return the last error of the last command in a log, or its last line.
 
-    What a command says of its own mistake comes before the report that torchrun adds.
+    A command's own message comes before the report that torchrun adds.
     """
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     own = lines[max(n for n, line in enumerate(lines) if line.startswith("$ ")) :]

@@ -196,7 +196,7 @@ def as_csv(sheet: Sheet) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text that LaTeX prints as it is; characters it may not know become "?"."""
+    """Return text that LaTeX prints literally; characters it may not know become "?"."""
     known = "".join(LATEX.get(character, character) for character in text)
     return known.encode("ascii", "replace").decode()
 

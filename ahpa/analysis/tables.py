@@ -14,7 +14,7 @@ from typing import Any
 from ..evaluation.protocol import canonical_json
 from ..registry import ConfigError, UserError, nearest
 from ..registry.files import read_json
-from ..registry.locations import config_root
+from ..registry.locations import config_root, find_shipped
 from ..registry.validation import integer, positive, positive_int
 
 PREFIX = "table_"  # of the files with the paper's own tables
@@ -247,11 +247,6 @@ def _row(content: Mapping[str, Any]) -> Row:
 # ---- scales ---------------------------------------------------------------------------------
 
 
-def scale_names() -> list[str]:
-    """List the shipped scales."""
-    return sorted(path.stem for path in (config_root() / "scales").glob("*.json"))
-
-
 def load_scale(name: str) -> Scale:
     """Read a scale.
 
@@ -289,13 +284,7 @@ def _read_scale(name: str, folder: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         path = path if path.exists() else folder / path
     else:
-        known = scale_names()
-        if name not in known:
-            raise UserError(
-                f"--scale: no scale is called {name!r}{nearest(name, known)} A file must end in "
-                ".json."
-            )
-        path = config_root() / "scales" / f"{name}.json"
+        path = find_shipped("scales", name, "--scale")
     found = read_json(path, "--scale")
     if not isinstance(found, dict):
         raise ConfigError(f"--scale: {path} must hold an object of options.")

@@ -18,7 +18,7 @@ from .cost import alignments_of
 from .results import TIME, Finding, heat_map, look, new_figure, styled
 from .runs import Run, batches, generator, observe, want_all_levels
 
-CONSTANT = 0.5  # cosine of a constant from which a person is told
+CONSTANT = 0.5  # cosine of a constant from which a note warns
 EPS = 1e-16
 
 

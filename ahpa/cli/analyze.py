@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry.errors import ConfigError, UserError
 from ..registry.validation import integer, number
-from .common import refuse_empty, run_command
+from .common import make_parser, refuse_empty, run_command
 
 if TYPE_CHECKING:
     from ..analysis.results import Finding
@@ -66,8 +66,7 @@ def add_common(parser: argparse.ArgumentParser, kind: str) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("ahpa analyze", description=__doc__, formatter_class=raw)
+    parser = make_parser(__doc__ or "", "analyze")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="DIAGNOSTIC")
     own: dict[str, argparse.ArgumentParser] = {}
     for kind, (text, *_) in KINDS.items():
@@ -218,9 +217,12 @@ def default_folder(name: str) -> Path:
 
 def write(findings: Sequence["Finding"], record: Mapping[str, Any], folder: Path) -> int:
     """Write what was found, print the notes and where the files are."""
-    from ..analysis.runs import provenance
+    import torch
 
-    whole = {**record, **provenance()}
+    from ..analysis.provenance import here
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    whole = {**record, **here(device)}
     for finding in findings:
         paths = finding.write(folder, whole)
         for note in finding.notes:

@@ -27,7 +27,7 @@ def report_mistake(error: UserError | BrokenPipeError) -> int:
 
 def say_once(text: str) -> None:
     """Print a line to standard error, unless another process of torchrun has done so."""
-    if "TORCHELASTIC_USE_AGENT_STORE" in os.environ:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun started this process
         from ..engine.distributed import first_to_say
 
         if not first_to_say(text):

@@ -87,7 +87,7 @@ def run(arguments: Sequence[str] | None) -> int:
     if args.out is not None and not measured.raw:
         raise UserError(
             f"--out: writes mean and std of a KLAutoencoder, and this is {measured.name}, which "
-            "has options of its own; leave --out away and set what is printed by hand."
+            "takes other options; leave out --out and set the printed values by hand."
         )
     dataset = measured.dataset
     tokenizer: Tokenizer = build(TOKENIZERS, measured.tokenizer, where="model.tokenizer")

@@ -146,10 +146,8 @@ def first_to_say(text: str) -> bool:
     """Whether no other process that torchrun started together with this one has said a text yet.
 
     All processes make the same mistake, often before they are joined. So they ask torchrun's own
-    store, which outlives them. Without torchrun, or if its store does not answer, each may speak.
+    store, which outlives them. If it does not answer, each may speak.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True
     digest = hashlib.sha256(text.encode()).hexdigest()
     key = f"ahpa/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{digest}"
     try:

@@ -58,9 +58,12 @@ def train_step(
     return losses
 
 
-def dry_run(cfg: Mapping[str, Any]) -> DryRun:
-    """Build everything that a config names, except its data, and compute one step."""
-    torch.manual_seed((cfg.get("randomness") or {}).get("seed", 0))
+def build_for_steps(cfg: Mapping[str, Any]) -> tuple[AlignedDenoiser, Optimiser]:
+    """Build everything that a config names, except its data, for steps of one micro-batch.
+
+    Raises:
+        UserError: If weights are missing.
+    """
     model = build_model(cfg["model"])
     model.parts.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,7 +72,13 @@ def dry_run(cfg: Mapping[str, Any]) -> DryRun:
     model.parts.check_scale = False  # the images are noise
     options = {**cfg["optim_wrapper"], "accumulative_counts": 1}
     options["optimizer"] = build_optimizer(options["optimizer"], model)
-    optimiser = Optimiser(**options)
+    return model, Optimiser(**options)
+
+
+def dry_run(cfg: Mapping[str, Any]) -> DryRun:
+    """Build everything that a config names, except its data, and compute one step."""
+    torch.manual_seed((cfg.get("randomness") or {}).get("seed", 0))
+    model, optimiser = build_for_steps(cfg)
     began = time.perf_counter()
     max_iters = cfg["train_cfg"]["max_iters"]
     losses = train_step(

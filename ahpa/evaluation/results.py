@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..registry import UserError, nearest
 from ..registry.files import user_path
 from ..registry.validation import is_integer
-from .protocol import EvaluationResult, load_result
+from .protocol import UNKNOWN, EvaluationResult, load_result
 
 
 class FoundResult(NamedTuple):
@@ -20,7 +20,7 @@ class FoundResult(NamedTuple):
     def known(self, key: str) -> object:
         """Return an entry of the provenance. Raises UserError if nobody recorded it."""
         value = self.result.provenance.get(key)
-        if value is None or value == "unknown":
+        if value is None or value == UNKNOWN:
             raise UserError(f"{self.path}: its provenance has no {key!r}.")
         return value
 
@@ -165,7 +165,7 @@ def figures_by_seed(
                     f"different values of {key!r}; give one run for each training seed."
                 )
         checkpoint = item.result.provenance.get("checkpoint_sha256")
-        if checkpoint not in (None, "unknown"):
+        if checkpoint not in (None, UNKNOWN):
             other, path = seed_of.setdefault(checkpoint, (training, item.path))
             if other != training:
                 raise UserError(

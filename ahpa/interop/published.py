@@ -229,7 +229,7 @@ def read_published_file(path: Path, weights: str = "ema") -> Contents:
     contents = read_contents(path, "the published checkpoint", allowed=[argparse.Namespace])
     if {"meta", "model", "ema"} <= contents.keys():
         raise UserError(
-            f"{path} is a checkpoint of ours already, and can be sampled from as it is; --export "
+            f"{path} is already a checkpoint of ours, and can be sampled from; --export "
             "writes it in a published layout."
         )
     if "ema" not in contents and "model" not in contents:

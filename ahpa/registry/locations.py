@@ -30,6 +30,31 @@ def config_path(name: str | Path) -> Path:
     return config_root() / text.removeprefix(PREFIX) if text.startswith(PREFIX) else Path(name)
 
 
+def shipped_names(kind: str) -> list[str]:
+    """List the shipped files of a kind, such as "scales", without their suffix."""
+    return sorted(path.stem for path in (config_root() / kind).glob("*.json"))
+
+
+def find_shipped(kind: str, name: str, option: str) -> Path:
+    """Find a shipped file by its name.
+
+    Args:
+        kind: Folder of such files, "protocols" or "scales".
+        name: The name without a suffix.
+        option: The option that named it; begins the message.
+
+    Raises:
+        UserError: If there is none, with the nearest names.
+    """
+    known = shipped_names(kind)
+    if name not in known:
+        raise UserError(
+            f"{option}: no {kind[:-1]} is called {name!r}{nearest(name, known)} A file must end in "
+            ".json."
+        )
+    return config_root() / kind / f"{name}.json"
+
+
 def find_config(name: str) -> Path:
     """Find a config by path, or a shipped one by name.
 

@@ -291,7 +291,7 @@ def read_analyses(folder: Path, notes: list[str]) -> list[Analysis]:
         if isinstance(content, Mapping) and content.get("format") == ANALYSIS:
             found.append(Analysis(path, content))
         else:
-            notes.append(f"{path.name} is no result of `ahpa analyze` and is left out")
+            notes.append(f"{path.name} was not written by `ahpa analyze` and is left out")
     return found
 
 
